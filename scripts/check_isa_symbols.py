@@ -3,9 +3,9 @@
 """Check that files compiled for one instruction set keep their inline functions to themselves.
 
 The linker keeps one copy of a weak (COMDAT) function for the whole program. Were that the copy of
-a file compiled for AVX-512 or SVE, every caller would run it, and die on an older core. Names
-inside a namespace of their own instruction set (Highway's N_AVX2, N_NEON, ...) cannot meet those
-of another file.
+a file compiled for AVX-512 or SVE, every caller would run it, and die on an older core. Only names
+in the namespace of their own instruction set (`capibara::avx512`) cannot meet those of another
+file. The instruction set of an object is read from its folder: isa_avx512/ or *isa_avx512.dir/.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from pathlib import Path
 # Codes of `nm` for definitions that may be merged with another object's: weak function, weak
 # object, unique global.
 MERGED = frozenset("WVu")
-ISA_NAMESPACE = r"\d+N_[A-Z0-9_]+"
+ISA_FOLDER = re.compile(r"(?:^|_)isa_([a-z0-9_]+?)(?:\.dir)?$")
+
+
+def isa_of(path: Path) -> str | None:
+    """The instruction set that the object's folder names; None if none does."""
+    for part in path.parts[:-1]:
+        match = ISA_FOLDER.search(part)
+        if match:
+            return match.group(1)
+    return None
 
 
 def defined_symbols(nm: str, path: Path) -> Iterator[tuple[str, str]]:
@@ -40,12 +49,13 @@ def defined_symbols(nm: str, path: Path) -> Iterator[tuple[str, str]]:
             yield fields[1], fields[0]
 
 
-def leaks(nm: str, path: Path, allowed: re.Pattern[str]) -> list[str]:
-    """Mangled names in `path` that the linker may merge and that `allowed` does not match."""
+def leaks(nm: str, path: Path, isa: str) -> list[str]:
+    """Mangled names in `path` that the linker may merge with those of another instruction set."""
+    own_namespace = f"{len(isa)}{isa}"  # as C++ mangles it
     return sorted(
         name
         for code, name in defined_symbols(nm, path)
-        if code in MERGED and not allowed.search(name)
+        if code in MERGED and own_namespace not in name
     )
 
 
@@ -53,24 +63,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print every symbol that leaks; 1 if there is one, 2 if there was nothing to look at."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("files", nargs="*", type=Path, help="objects or static libraries")
-    parser.add_argument("--build", type=Path, help="also every isa_*/**/*.o below this folder")
-    parser.add_argument("--allow", default=ISA_NAMESPACE, help="names that may be weak (regex)")
+    parser.add_argument("--build", type=Path, help="every object below this folder that has an ISA")
+    parser.add_argument("--isa", help="the instruction set of the files whose folder names none")
     parser.add_argument("--nm", default="nm")
     args = parser.parse_args(argv)
 
-    files = list(args.files)
+    files = {path: isa_of(path) or args.isa for path in args.files}
     if args.build:
-        objects = sorted(args.build.rglob("*.o"))
-        files += [path for path in objects if any(part.startswith("isa_") for part in path.parts)]
-    if not files:
-        print("isa symbols: no object files to look at", file=sys.stderr)
-        return 2
-    found = 0
-    for path in files:
-        for name in leaks(args.nm, path, re.compile(args.allow)):
-            print(f"{path}: {name} is weak: another file's callers may get this copy")
+        files.update((path, isa_of(path)) for path in sorted(args.build.rglob("*.o")))
+    found = looked_at = 0
+    for path, isa in files.items():
+        if isa is None:
+            if path in args.files:
+                parser.error(f"{path}: no folder isa_* in its path, and no --isa")
+            continue
+        looked_at += 1
+        for name in leaks(args.nm, path, isa):
+            print(f"{path}: {name} is weak: other files' callers may get this {isa} copy")
             found += 1
-    print(f"isa symbols: {len(files)} files, {found} leaks")
+    print(f"isa symbols: {looked_at} files, {found} leaks")
+    if looked_at == 0:
+        return 2
     return 1 if found else 0
 
 

@@ -90,15 +90,20 @@ def test_forbidden(tmp_path: Path, file: str, line: str, message: str) -> None:
         ("template <class T> T one() { return 1; } template int one<int>();", 1),
         ("inline int counter = 0; int* f() { return &counter; }", 1),
         (
-            "namespace axion { namespace N_AVX2 { inline int twice(int x) { return 2 * x; } } }"
-            "int (*f())(int) { return axion::N_AVX2::twice; }",
+            "namespace capibara::avx2 { inline int twice(int x) { return 2 * x; } }"
+            "int (*f())(int) { return capibara::avx2::twice; }",
             0,
+        ),
+        (
+            "namespace capibara::avx512 { inline int twice(int x) { return 2 * x; } }"
+            "int (*f())(int) { return capibara::avx512::twice; }",
+            1,
         ),
     ],
 )
 def test_isa_symbols(tmp_path: Path, source: str, leaks: int) -> None:
-    folder = tmp_path / "isa_avx2"
-    folder.mkdir()
+    folder = tmp_path / "CMakeFiles" / "kernels_isa_avx2.dir"
+    folder.mkdir(parents=True)
     compile_it = ["c++", "-std=c++17", "-O0", "-x", "c++", "-c", "-", "-o", folder / "x.o"]
     subprocess.run(compile_it, input=source, text=True, check=True)
     check = [sys.executable, SCRIPTS / "check_isa_symbols.py", "--build", tmp_path]
@@ -110,3 +115,10 @@ def test_isa_symbols(tmp_path: Path, source: str, leaks: int) -> None:
 def test_isa_symbols_without_objects(tmp_path: Path) -> None:
     check = [sys.executable, SCRIPTS / "check_isa_symbols.py", "--build", tmp_path]
     assert subprocess.run(check, capture_output=True).returncode == 2
+
+
+def test_isa_symbols_of_unknown_isa(tmp_path: Path) -> None:
+    check = [sys.executable, SCRIPTS / "check_isa_symbols.py", tmp_path / "x.o"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--isa" in done.stderr
