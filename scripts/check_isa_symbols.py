@@ -20,7 +20,7 @@ from pathlib import Path
 # Codes of `nm` for definitions that may be merged with another object's: weak function, weak
 # object, unique global.
 MERGED = frozenset("WVu")
-ISA_FOLDER = re.compile(r"(?:^|_)isa_([a-z0-9_]+?)(?:\.dir)?$")
+ISA_FOLDER = re.compile(r"(?:^isa_(\w+?)|(?:^|_)isa_(\w+)\.dir)$")
 
 
 def isa_of(path: Path) -> str | None:
@@ -28,7 +28,7 @@ def isa_of(path: Path) -> str | None:
     for part in path.parts[:-1]:
         match = ISA_FOLDER.search(part)
         if match:
-            return match.group(1)
+            return match.group(1) or match.group(2)
     return None
 
 
