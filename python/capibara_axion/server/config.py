@@ -191,8 +191,8 @@ class ServerConfig(_Model):
 def load_config(path: Path) -> ServerConfig:
     """Read and check a configuration file.
 
-    A relative `model_path` means a directory relative to the file, if there is one, or else a
-    Hugging Face repository where it looks like one (`owner/name`).
+    A relative `model_path` is taken relative to the file; `owner/name` means a Hugging Face
+    repository unless there is a directory `owner` beside the file.
 
     Args:
         path: a JSON file.
@@ -239,10 +239,10 @@ def _ineffective_in(model: BaseModel, prefix: str) -> Iterator[str]:
 
 
 def _resolve_model_path(model_path: str, base: Path) -> str:
-    local = base / Path(model_path).expanduser()
-    if not local.exists() and _HUB_ID.fullmatch(model_path):
+    owner = model_path.split("/")[0]
+    if _HUB_ID.fullmatch(model_path) and not (base / owner).is_dir():
         return model_path
-    return str(local.resolve())
+    return str((base / Path(model_path).expanduser()).resolve())
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

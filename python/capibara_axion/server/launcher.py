@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from capibara_axion.server import lifetime
+from capibara_axion.server import processes
 from capibara_axion.server.config import ExpertConfig
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Worker:
     def kill(self) -> None:
         """End the worker and all processes it started, now."""
         if not self.exited.done():
-            lifetime.kill_group(self.pid)
+            processes.kill_group(self.pid)
             self._signal(signal.SIGKILL)
 
     def _signal(self, sig: signal.Signals) -> None:
@@ -114,10 +114,8 @@ class Worker:
 
     def _on_report(self) -> None:
         asyncio.get_running_loop().remove_reader(self._status.fileno())
-        try:
+        with contextlib.suppress(EOFError):  # it exited without a word: `exited` tells
             self._report.set_result(json.loads(self._status.recv_bytes()))
-        except EOFError:
-            pass  # it exited without a word; `exited` tells
         self._status.close()
 
     def _on_exit(self) -> None:

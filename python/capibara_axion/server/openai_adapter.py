@@ -36,7 +36,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from capibara_axion.server import lifetime
+from capibara_axion.server import processes
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.launcher import WorkerSpec
 from capibara_axion.server.memory import kv_cache_bytes
@@ -212,6 +212,8 @@ def start_engine(spec: WorkerSpec) -> Engine:
 
 def _vllm_config(spec: WorkerSpec) -> VllmConfig:
     expert = spec.expert
+    if os.path.isabs(expert.model_path) and not os.path.isdir(expert.model_path):
+        raise FileNotFoundError(f"there is no model directory {expert.model_path}")
     for architecture in _architectures(expert.model_path):
         _register_in_process(architecture)
     single = expert.tensor_parallel_size * expert.pipeline_parallel_size == 1
@@ -235,6 +237,7 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         allowed_media_domains=[_NO_MEDIA_DOMAIN],
         mm_processor_cache_gb=_MM_PROCESSOR_CACHE_GIB,
         skip_mm_profiling=True,
+        use_tqdm_on_load=spec.log_level == "debug",
         disable_log_stats=True,
     ).create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.cache_config.kv_cache_memory_bytes is None:
@@ -283,7 +286,7 @@ class _EngineProcess(ForkProcess):
         self._worker_pid = worker_pid
 
     def run(self) -> None:
-        lifetime.die_with_parent(self._worker_pid)
+        processes.die_with_parent(self._worker_pid)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self._spec.cpus)
         torch.set_num_threads(self._spec.threads)

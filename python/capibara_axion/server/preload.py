@@ -9,11 +9,14 @@ import gc
 import logging
 import signal
 
-from capibara_axion.server import lifetime
+from capibara_axion.server import processes
 
-lifetime.die_with_parent()
+processes.die_with_parent()
 # Ctrl-C in a terminal reaches the whole process group; the gateway decides what ends when.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+# vLLM sets its logging up while it is imported; this holds until then.
+logging.getLogger("vllm").setLevel(logging.ERROR)
 
 try:
     from capibara_axion.server import openai_adapter, worker  # noqa: F401

@@ -309,9 +309,7 @@ class Scheduler:
             reason = f"waited {timeout:g} s for the model without getting its turn"
             effects.append(_refuse(request, reason, "queue_timeout", self._policy.retry_after_s))
 
-    def _expire_load(
-        self, name: str, entry: _Model, now: float, effects: list[Effect]
-    ) -> None:
+    def _expire_load(self, name: str, entry: _Model, now: float, effects: list[Effect]) -> None:
         timeout = self._policy.load_timeout_s
         if entry.state is ModelState.LOADING and now >= entry.since + timeout:
             entry.failure = f"the model was not loaded within {timeout:g} s"
@@ -326,9 +324,7 @@ class Scheduler:
             effects.append(Admit(request, name))
         entry.waiting.clear()
 
-    def _unload_idle(
-        self, name: str, entry: _Model, now: float, effects: list[Effect]
-    ) -> None:
+    def _unload_idle(self, name: str, entry: _Model, now: float, effects: list[Effect]) -> None:
         if self._shutting_down and entry.state is ModelState.LOADING:
             self._stop(name, entry, "shutdown", now, effects, force=True)
         elif entry.state is ModelState.READY and not entry.running:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from capibara_axion.server import lifetime
+from capibara_axion.server import processes
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.launcher import WorkerSpec, report_failure, report_ready
 
@@ -33,17 +33,17 @@ _ENGINE_DIED = 70  # exit code: EX_SOFTWARE
 
 def worker_main(spec: WorkerSpec, status: Connection) -> None:
     """Load the model, report, serve until SIGTERM. Ends with its gateway, however that ends."""
-    lifetime.die_with_parent()
+    processes.die_with_parent()
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_gateway, daemon=True).start()
-    logging.basicConfig(level=spec.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    processes.log_to_stderr(spec.log_level)
     try:
         from capibara_axion.server import openai_adapter
 
         # In the main thread and before any event loop: the engine process is forked from here.
         engine = openai_adapter.start_engine(spec)
     except Exception as error:
-        logger.exception("loading %s failed", spec.expert.expert_id)
+        logger.debug("loading %s failed", spec.expert.expert_id, exc_info=True)
         report_failure(status, _one_line(error))
         os._exit(1)
     asyncio.run(_serve(spec, engine, status))
@@ -55,7 +55,7 @@ def _end_with_gateway() -> None:
     gateway = parent_process()
     assert gateway is not None
     wait_for_any([gateway.sentinel])
-    lifetime.kill_group(os.getpid())
+    processes.kill_group(os.getpid())
 
 
 async def _serve(spec: WorkerSpec, engine: Engine, status: Connection) -> None:
@@ -84,7 +84,9 @@ async def _serve(spec: WorkerSpec, engine: Engine, status: Connection) -> None:
 Complete = Callable[[bytes, bool], Awaitable[bytes | AsyncIterator[bytes]]]
 
 
-def _completion_handler(complete: Complete) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _completion_handler(
+    complete: Complete,
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         stream_default = request.headers.get(STREAM_DEFAULT_HEADER) == "1"
         try:

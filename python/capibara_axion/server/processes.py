@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process lifetime: children must not outlive their parent, whatever kills it."""
+"""What the gateway and its workers have in common as processes: lifetime, files, logging."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
@@ -45,9 +46,21 @@ def make_runtime_dir() -> Path:
     base = Path(tempfile.gettempdir())
     for stale in base.glob(f"{_RUNTIME_PREFIX}*"):
         pid = stale.name.removeprefix(_RUNTIME_PREFIX).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)) and stale.stat().st_uid == os.getuid():
-            shutil.rmtree(stale, ignore_errors=True)
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)  # fails, rightly, on another user's
     return Path(tempfile.mkdtemp(prefix=f"{_RUNTIME_PREFIX}{os.getpid()}-"))
+
+
+def log_to_stderr(level: str) -> None:
+    """Send this package's log, and no library's, to standard error at `level`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
+    )
+    package = logging.getLogger("capibara_axion")
+    package.handlers[:] = [handler]
+    package.setLevel(level.upper())
+    package.propagate = False
 
 
 def _alive(pid: int) -> bool:

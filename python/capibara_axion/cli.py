@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `capibara-axion` command. Handlers import what they need, so `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for bad input)."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.handler(args)
+    except _UsageError as error:
+        print(f"capibara-axion {args.command}: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+class _UsageError(Exception):
+    """Bad input; the message is for the person at the terminal."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="capibara-axion",
+        description="Native LLM kernels for Arm and x86, as a library, inside vLLM, and behind "
+        "an OpenAI-compatible server.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve the experts of a configuration file over the OpenAI protocol",
+        description="Serve the experts of a configuration file over the OpenAI protocol. Two "
+        "listeners share one pool of models: --port answers whole, --stream-port streams, unless "
+        "a request says otherwise with its own `stream`. Models are loaded at their first "
+        "request and unloaded when idle. SIGTERM finishes running requests, then exits.",
+    )
+    serve.add_argument(
+        "--config", required=True, type=Path, metavar="FILE", help="JSON file with the experts"
+    )
+    serve.add_argument(
+        "--host",
+        help="interface to listen on (default: the file's server_config.host, else 127.0.0.1); "
+        "anything but loopback needs an API key",
+    )
+    serve.add_argument(
+        "--port", type=_port, help="port for whole answers (default: the file's, else 8082)"
+    )
+    serve.add_argument(
+        "--stream-port",
+        type=_port,
+        help="port for streamed answers (default: the file's, else 8083)",
+    )
+    serve.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="key that clients must send as a bearer token; the environment variable "
+        "CAPIBARA_AXION_API_KEY does the same and keeps it out of the process list",
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="how much to log (default: the file's, else info)",
+    )
+    serve.set_defaults(handler=_serve)
+
+    info = commands.add_parser(
+        "info",
+        help="show the machine, its features and the kernels chosen for it",
+        description="Show the machine, its features and the kernels chosen for it.",
+    )
+    info.add_argument("--json", action="store_true", help="machine-readable output")
+    info.set_defaults(handler=_info)
+
+    demo = commands.add_parser(
+        "demo-models",
+        help="write five small demo experts and a configuration file",
+        description="Write five small random-weight experts, one of each supported architecture, "
+        "and a config.json that serves them. Complete files of the same version are kept.",
+    )
+    demo.add_argument("directory", type=Path, metavar="DIR", help="where to write them")
+    demo.set_defaults(handler=_demo_models)
+    return parser
+
+
+def _port(text: str) -> int:
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return port
+
+
+def _serve(args: argparse.Namespace) -> int:
+    _require("server", "aiohttp", "pydantic", "rich", "vllm")
+    from capibara_axion import env
+    from capibara_axion.server.config import ConfigError, load_config
+    from capibara_axion.server.serve import Listen, run
+
+    try:
+        config = load_config(args.config)
+        settings = config.server_config
+        listen = Listen(
+            host=settings.host if args.host is None else args.host,
+            port=settings.port if args.port is None else args.port,
+            stream_port=settings.stream_port if args.stream_port is None else args.stream_port,
+            api_key=env.api_key() if args.api_key is None else args.api_key,
+        )
+        listen.check()
+        run(config, listen, args.log_level or settings.log_level)
+    except (ConfigError, ValueError, OSError) as error:
+        raise _UsageError(str(error)) from error
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from capibara_axion import info
+
+    return int(info.main(args) or 0)
+
+
+def _demo_models(args: argparse.Namespace) -> int:
+    _require("vllm", "torch", "transformers", "safetensors", "rich")
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from capibara_axion.demo import write_demo_models
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("demo experts", total=None)
+        try:
+            config = write_demo_models(
+                args.directory,
+                progress=lambda what: progress.update(task, description=str(what)),
+            )
+        except OSError as error:
+            raise _UsageError(f"cannot write to {args.directory}: {error}") from error
+    print(config)
+    return 0
+
+
+def _require(extra: str, *modules: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise _UsageError(
+            f"needs {', '.join(missing)}, not installed here: pip install 'capibara-axion[{extra}]'"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

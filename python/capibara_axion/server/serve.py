@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`capibara-axion serve`: listeners, signals, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import shutil
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+
+from capibara_axion.server import processes
+from capibara_axion.server.config import ServerConfig, ineffective_keys
+from capibara_axion.server.gateway import Gateway
+from capibara_axion.server.launcher import Launcher
+from capibara_axion.server.pool import ModelPool
+from capibara_axion.server.worker import worker_main
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the server listens and whom it lets in.
+
+    Attributes:
+        host: name or address of the interface.
+        port: for whole answers by default; 0 takes a free one.
+        stream_port: for streamed answers by default; 0 takes a free one.
+        api_key: the bearer token that clients must send, or None.
+    """
+
+    host: str
+    port: int
+    stream_port: int
+    api_key: str | None
+
+    def check(self) -> None:
+        """Raises: ValueError: a public address without an API key, or one port for both."""
+        if self.api_key is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"refusing to listen on {self.host!r} without an API key, since others could "
+                "reach it: set CAPIBARA_AXION_API_KEY (or --api-key), or use --host 127.0.0.1"
+            )
+        if self.port == self.stream_port != 0:
+            raise ValueError(f"--port and --stream-port must differ, both are {self.port}")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def worker_environment(
+    config: ServerConfig, runtime_dir: Path, log_level: str
+) -> dict[str, str | None]:
+    """Variables of the forkserver and thus of every worker; None removes one."""
+    local = all(Path(expert.model_path).is_absolute() for expert in config.experts)
+    return {
+        "CAPIBARA_AXION_API_KEY": None,  # only the gateway needs to know
+        # vLLM's CPU platform takes the in-process executor only with this at 0; `AsyncLLM` gives
+        # the engine a process of its own either way.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": None,  # would override what is set for each engine
+        "VLLM_RPC_BASE_PATH": str(runtime_dir),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_AOT_COMPILE": "0",  # its artifact cannot be loaded again on CPU
+        "VLLM_LOGGING_LEVEL": "DEBUG" if log_level == "debug" else "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1" if local else None,
+        "TRANSFORMERS_OFFLINE": "1" if local else None,
+        "TOKENIZERS_PARALLELISM": "false",
+        # A thread that waits for work must not spin: engines outnumber cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Activations come and go with every step; keep their pages instead of returning them to
+        # the kernel and faulting them in again.
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
+        "MALLOC_TRIM_THRESHOLD_": str(512 * 1024 * 1024),
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+
+
+async def serve(config: ServerConfig, listen: Listen, log_level: str) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
+
+    Raises:
+        OSError: a port cannot be listened on.
+    """
+    runtime_dir = processes.make_runtime_dir()
+    launcher = Launcher(
+        worker_main,
+        preload=["capibara_axion.server.preload"],
+        environment=worker_environment(config, runtime_dir, log_level),
+    )
+    try:
+        launcher.warm_up()
+        pool = ModelPool(config, launcher, runtime_dir, log_level)
+        gateway = Gateway(pool, config.server_config, listen.api_key)
+        await _run(config, listen, pool, gateway)
+    finally:
+        launcher.close()
+        shutil.rmtree(runtime_dir, ignore_errors=True)
+
+
+async def _run(config: ServerConfig, listen: Listen, pool: ModelPool, gateway: Gateway) -> None:
+    signals = _Signals()
+    runners: list[web.AppRunner] = []
+    sites: list[web.SockSite] = []
+    ports = []
+    try:
+        for stream_by_default, port in ((False, listen.port), (True, listen.stream_port)):
+            runner = web.AppRunner(
+                gateway.application(stream_by_default=stream_by_default),
+                access_log=logging.getLogger("capibara_axion.access"),
+                access_log_format='%a "%r" %s %b %Tfs',
+                handler_cancellation=True,
+                shutdown_timeout=1.0,
+            )
+            await runner.setup()
+            runners.append(runner)
+            sock = _bind(listen.host, port)
+            ports.append(sock.getsockname()[1])
+            site = web.SockSite(runner, sock)
+            await site.start()
+            sites.append(site)
+        _announce(config, listen, ports)
+
+        await signals.first.wait()
+        logger.info("shutting down: finishing what runs; signal again to stop at once")
+        gateway.draining = True
+        for site in sites:
+            await site.stop()
+        draining = asyncio.ensure_future(pool.shut_down(config.server_config.drain_timeout_s))
+        hurry = asyncio.ensure_future(signals.second.wait())
+        await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await pool.shut_down(0)
+        hurry.cancel()
+        await draining
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted."""
+
+    def __init__(self) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return sock
+
+
+def _announce(config: ServerConfig, listen: Listen, ports: list[int]) -> None:
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="Experts, loaded at their first request", title_justify="left")
+    for heading in ("model", "domain", "path"):
+        table.add_column(heading, overflow="fold")
+    for expert in config.experts:
+        table.add_row(expert.expert_id, expert.domain, expert.model_path)
+    console.print(table)
+    console.print(f"whole answers     http://{host}:{ports[0]}/v1")
+    console.print(f"streamed answers  http://{host}:{ports[1]}/v1")
+    model = config.experts[0].expert_id
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    key = "" if listen.api_key is None else ' -H "Authorization: Bearer $CAPIBARA_AXION_API_KEY"'
+    console.print("try it:")
+    console.print(
+        f"  curl -N http://{host}:{ports[1]}/v1/chat/completions{key} "
+        f"-H 'Content-Type: application/json' -d '{body}'",
+        markup=False,
+    )
+    if ignored := ineffective_keys(config):
+        logger.warning("keys of the configuration without effect: %s", ", ".join(ignored))
+
+
+def run(config: ServerConfig, listen: Listen, log_level: str) -> None:
+    """Blocking form of `serve`, with logging set up."""
+    processes.log_to_stderr(log_level)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(config, listen, log_level))
