@@ -128,7 +128,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _demo_models(args: argparse.Namespace) -> int:
-    _require("vllm", "torch", "transformers", "safetensors", "rich")
+    _require("server", "tokenizers", "rich")
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -136,16 +136,15 @@ def _demo_models(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("demo experts", total=None)
-        try:
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("writing demo experts", total=None)
             config = write_demo_models(
-                args.directory,
-                progress=lambda what: progress.update(task, description=str(what)),
+                args.directory, progress=lambda line: progress.update(task, description=line)
             )
-        except OSError as error:
-            raise _UsageError(f"cannot write to {args.directory}: {error}") from error
-    print(config)
+    except OSError as error:
+        raise _UsageError(f"cannot write to {args.directory}: {error}") from error
+    print(f"demo experts are in place; serve them with: capibara-axion serve --config {config}")
     return 0
 
 

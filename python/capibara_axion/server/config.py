@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EXPERT_ID = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
@@ -25,7 +26,7 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 # Marks a field that is read and type-checked but changes nothing in this server.
-_INEFFECTIVE = {"ineffective": True}
+_INEFFECTIVE: JsonDict = {"ineffective": True}
 
 
 def _ineffective() -> Any:
@@ -265,16 +266,16 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return text
 
 
+_SECTIONS: dict[int | str, type[BaseModel]] = {
+    "experts": ExpertConfig,
+    "lazy_loading": LazyLoading,
+    "server_config": ServerSettings,
+    "performance_tuning": PerformanceTuning,
+}
+
+
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = ServerConfig
-    for part in location[:-1]:
-        nested = {
-            "experts": ExpertConfig,
-            "lazy_loading": LazyLoading,
-            "server_config": ServerSettings,
-            "performance_tuning": PerformanceTuning,
-        }.get(str(part))
-        model = nested or model
+    model = ServerConfig if len(location) == 1 else _SECTIONS[location[0]]
     close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -88,6 +88,7 @@ class Engine:
 
     def __init__(self, llm: AsyncLLM, process: ForkProcess, spec: WorkerSpec) -> None:
         self._llm = llm
+        self._process = process
         self.sentinel: int = process.sentinel
         self.details: dict[str, Any] = {}
         expert = spec.expert
@@ -139,7 +140,14 @@ class Engine:
         )
 
     def shutdown(self) -> None:
-        self._llm.shutdown(timeout=5.0)
+        """Stop the engine process. Nothing may be running."""
+        if self._llm.vllm_config.parallel_config.world_size == 1:
+            # It holds nothing but memory, and taking a second to unwind would delay whoever
+            # waits for that memory.
+            self._process.kill()
+            self._process.join()
+        else:
+            self._llm.shutdown(timeout=5.0)
 
     async def _answer(
         self,
@@ -222,12 +230,12 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         served_model_name=expert.expert_id,
         dtype=expert.dtype,
         quantization=expert.quantization,
-        kv_cache_dtype=expert.kv_cache_dtype,  # type: ignore[arg-type]  # vLLM checks it
+        kv_cache_dtype=expert.kv_cache_dtype,
         kv_cache_memory_bytes=expert.kv_cache_memory_bytes,
         tensor_parallel_size=expert.tensor_parallel_size,
         pipeline_parallel_size=expert.pipeline_parallel_size,
         distributed_executor_backend="uni" if single else "mp",
-        max_model_len=expert.max_model_len,  # type: ignore[arg-type]  # None means the model's
+        max_model_len=expert.max_model_len,
         max_num_seqs=expert.max_num_seqs,
         max_num_batched_tokens=expert.max_num_batched_tokens,
         enable_chunked_prefill=expert.enable_chunked_prefill,

@@ -168,7 +168,8 @@ class ModelPool:
         return models
 
     def state_of(self, model: str) -> str:
-        return self._scheduler.view()[model].state.value
+        state: str = self._scheduler.view()[model].state.value
+        return state
 
     # Effects
 

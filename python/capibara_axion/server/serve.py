@@ -75,10 +75,12 @@ def worker_environment(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": None,  # would override what is set for each engine
         "VLLM_RPC_BASE_PATH": str(runtime_dir),
+        "TMPDIR": str(runtime_dir),  # so that what a killed engine leaves behind goes with it
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_USE_AOT_COMPILE": "0",  # its artifact cannot be loaded again on CPU
         "VLLM_LOGGING_LEVEL": "DEBUG" if log_level == "debug" else "ERROR",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "info" if log_level == "debug" else "error",
         "HF_HUB_OFFLINE": "1" if local else None,
         "TRANSFORMERS_OFFLINE": "1" if local else None,
         "TOKENIZERS_PARALLELISM": "false",
