@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# The only place where instruction sets become compiler flags. Names and order are those of
+# csrc/cpu/isa.h, which says what a CPU needs to run each; nothing else is compiled beyond the
+# architecture's baseline.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set(CAPIBARA_ISAS sse4 avx2 avx512)
+  set(CAPIBARA_FLAGS_sse4 -msse4.2 -maes -mpclmul)
+  set(CAPIBARA_FLAGS_avx2 ${CAPIBARA_FLAGS_sse4} -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  set(CAPIBARA_FLAGS_avx512 ${CAPIBARA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq
+      -mavx512vl)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(CAPIBARA_ISAS neon neon_bf16)
+  set(CAPIBARA_FLAGS_neon -march=armv8-a+crypto)
+  # Without +fp16: GCC 12 turns bf16 constants into f16 ones when it has both extensions.
+  set(CAPIBARA_FLAGS_neon_bf16 -march=armv8.2-a+crypto+bf16)
+else()
+  set(CAPIBARA_ISAS)
+endif()
+
+# Adds the *_hwy.cc sources to `target` once for each ISA, in that ISA's namespace. Kernels neither
+# throw nor allocate; without exceptions no shared personality symbol leaves their objects.
+function(capibara_add_isa_sources target)
+  foreach(isa IN LISTS CAPIBARA_ISAS)
+    add_library(isa_${isa} OBJECT ${ARGN})
+    target_compile_options(isa_${isa} PRIVATE ${CAPIBARA_FLAGS_${isa}} -fno-exceptions)
+    target_compile_definitions(isa_${isa} PRIVATE CAPIBARA_ISA=${isa})
+    target_link_libraries(isa_${isa} PRIVATE capibara_flags)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:isa_${isa}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bindings/check.h"
+
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+
+namespace capibara {
+namespace {
+
+[[noreturn]] void fail(const TensorView& view, const std::string& expected,
+                       const std::string& given) {
+  throw std::invalid_argument(std::string(view.name) + ": expected " + expected + ", got " + given);
+}
+
+std::string name_of(const TensorView& view) {
+  if (view.index == IndexType::kInt32) return "int32";
+  if (view.index == IndexType::kInt64) return "int64";
+  return capibara::name_of(view.dtype);
+}
+
+void expect_dims(const TensorView& view, int least) {
+  if (view.dims < least) {
+    fail(view, "at least " + std::to_string(least) + " dimension(s)",
+         "shape " + view.shape_text());
+  }
+}
+
+void expect_value_type(const TensorView& view) {
+  if (view.index == IndexType::kNone) return;
+  throw TypeMismatch(std::string(view.name) + ": expected float32, float16 or bfloat16, got " +
+                     name_of(view));
+}
+
+void expect_dtype_of(const TensorView& view, const TensorView& model) {
+  expect_value_type(view);
+  if (view.dtype == model.dtype) return;
+  throw TypeMismatch(std::string(view.name) + ": expected the dtype of " + model.name + ", " +
+                     name_of(model) + ", got " + name_of(view));
+}
+
+void expect_dtype_or_f32(const TensorView& view, const TensorView& model) {
+  expect_value_type(view);
+  if (view.dtype != DType::kF32) expect_dtype_of(view, model);
+}
+
+void expect_shape_of(const TensorView& view, const TensorView& model) {
+  bool same = view.dims == model.dims;
+  for (int i = 0; same && i < view.dims; ++i) same = view.shape[i] == model.shape[i];
+  if (!same) {
+    fail(view, std::string("the shape of ") + model.name + ", " + model.shape_text(),
+         view.shape_text());
+  }
+}
+
+// Some byte belongs to elements of both. Exact for rows at one stride, as columns of a wider
+// tensor have; otherwise two extents that touch count as an overlap.
+bool overlaps(const TensorView& a, const TensorView& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto extent = [](const TensorView& view) {
+    int64_t low = 0, high = 1;
+    for (int i = 0; i < view.dims; ++i) {
+      const int64_t reach = (view.shape[i] - 1) * view.strides[i];
+      (reach < 0 ? low : high) += reach;
+    }
+    const auto size = static_cast<int64_t>(view.element_size());
+    const auto base = reinterpret_cast<intptr_t>(view.data);
+    return std::pair<int64_t, int64_t>(base + low * size, base + high * size);
+  };
+  const auto [a_low, a_high] = extent(a);
+  const auto [b_low, b_high] = extent(b);
+  if (a_high <= b_low || b_high <= a_low) return false;
+  if (a.dims == 2 && b.dims == 2 && a.strides[0] == b.strides[0] && a.strides[0] > 0) {
+    const int64_t size = static_cast<int64_t>(a.element_size()), period = a.strides[0] * size;
+    const int64_t shift = ((b_low - a_low) % period + period) % period;
+    return shift < a.last() * size || period - shift < b.last() * size;
+  }
+  return true;
+}
+
+bool same_layout(const TensorView& a, const TensorView& b) {
+  if (a.data != b.data || a.dims != b.dims) return false;
+  for (int i = 0; i < a.dims; ++i) {
+    if (a.shape[i] > 1 && a.strides[i] != b.strides[i]) return false;
+  }
+  return true;
+}
+
+void expect_writable(const TensorView& view) {
+  if (!view.writable) fail(view, "a writable array", "a read-only one");
+  for (int i = 0; i < view.dims; ++i) {
+    if (view.shape[i] > 1 && view.strides[i] == 0) {
+      fail(view, "elements that do not overlap", "a broadcast array");
+    }
+  }
+}
+
+// out may be the input itself, element for element, or lie apart from it.
+void expect_no_partial_overlap(const TensorView& out, const TensorView& input) {
+  if (!same_layout(out, input) && overlaps(out, input)) {
+    fail(out, std::string("memory apart from ") + input.name + ", or the same elements",
+         "a partial overlap");
+  }
+}
+
+struct Layout {
+  RowShape shape;
+  Rows rows[4];
+};
+
+// The leading dimensions of views of one shape (except for the last), merged wherever the strides
+// of all allow it.
+Layout merge_rows(std::initializer_list<const TensorView*> views) {
+  struct Level {
+    int64_t size, strides[4];
+  };
+  Level levels[kMaxDims];
+  int count = 0;
+  const TensorView& model = **views.begin();
+  for (int i = 0; i < model.dims - 1; ++i) {
+    if (model.shape[i] == 1) continue;
+    Level level{model.shape[i], {}};
+    int v = 0;
+    for (const TensorView* view : views) level.strides[v++] = view->strides[i];
+    bool merges = count > 0;
+    for (int j = 0; merges && j < v; ++j) {
+      merges = levels[count - 1].strides[j] == level.strides[j] * level.size;
+    }
+    if (merges) {
+      level.size *= levels[count - 1].size;
+      levels[count - 1] = level;
+    } else {
+      levels[count++] = level;
+    }
+  }
+  if (count > 2) throw NeedsCopy{};
+  Layout layout{{1, 1}, {}};
+  int v = 0;
+  for (const TensorView* view : views) {
+    layout.rows[v].data = view->data;
+    if (count == 2) layout.rows[v].outer_stride = levels[0].strides[v];
+    if (count >= 1) layout.rows[v].inner_stride = levels[count - 1].strides[v];
+    ++v;
+  }
+  if (count == 2) layout.shape.outer = levels[0].size;
+  if (count >= 1) layout.shape.inner = levels[count - 1].size;
+  return layout;
+}
+
+float check_eps(double eps) {
+  if (std::isfinite(eps) && eps >= 0.0) return static_cast<float>(eps);
+  throw std::invalid_argument("eps: expected a finite number that is not negative, got " +
+                              std::to_string(eps));
+}
+
+// Returns the number of weight rows.
+int64_t check_weight(const TensorView& weight, const TensorView& x, bool heads) {
+  expect_dtype_or_f32(weight, x);
+  const bool vector = weight.dims == 1 && weight.shape[0] == x.last();
+  if (vector) return 1;
+  const bool matrix = heads && weight.dims == 2 && x.dims >= 2 && weight.last() == x.last() &&
+                      weight.shape[0] == x.shape[x.dims - 2];
+  if (matrix) return weight.shape[0];
+  std::string expected = "shape [" + std::to_string(x.last()) + "]";
+  if (heads && x.dims >= 2) {
+    expected += " or [" + std::to_string(x.shape[x.dims - 2]) + ", " + std::to_string(x.last()) +
+                "]";
+  }
+  fail(weight, expected, weight.shape_text());
+}
+
+}  // namespace
+
+bool TensorView::contiguous() const {
+  int64_t expected = 1;
+  for (int i = dims - 1; i >= 0; --i) {
+    if (shape[i] > 1 && strides[i] != expected) return false;
+    expected *= shape[i];
+  }
+  return true;
+}
+
+std::string TensorView::shape_text() const {
+  std::string text = "[";
+  for (int i = 0; i < dims; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+bool check_readable(const TensorView& view, bool writes) {
+  if (writes) expect_writable(view);
+  if (view.rows_contiguous() && view.aligned()) return true;
+  if (writes) {
+    fail(view, "a last dimension of stride 1, aligned to its elements",
+         view.aligned() ? "stride " + std::to_string(view.strides[view.dims - 1])
+                        : std::string("a misaligned array"));
+  }
+  return false;
+}
+
+NormCall check_norm(const TensorView& x, const TensorView& weight, double eps, const TensorView& y,
+                    bool heads) {
+  expect_dims(x, 1);
+  expect_value_type(x);
+  const int64_t weight_rows = check_weight(weight, x, heads);
+  expect_dtype_of(y, x);
+  expect_shape_of(y, x);
+  expect_no_partial_overlap(y, x);
+  if (overlaps(y, weight)) fail(y, "memory apart from weight", "an overlap");
+  const Layout layout = merge_rows({&x, &y});
+  return {x.dtype,        weight.dtype, layout.shape, x.last(),    layout.rows[0],
+          layout.rows[1], {},           weight.data,  weight_rows, check_eps(eps)};
+}
+
+NormCall check_fused_add_norm(const TensorView& x, const TensorView& residual,
+                              const TensorView& weight, double eps) {
+  expect_dims(x, 1);
+  expect_value_type(x);
+  expect_dtype_of(residual, x);
+  expect_shape_of(residual, x);
+  if (overlaps(x, residual)) fail(residual, "memory apart from x", "an overlap");
+  const int64_t weight_rows = check_weight(weight, x, false);
+  const Layout layout = merge_rows({&x, &residual});
+  return {x.dtype,        weight.dtype,   layout.shape, x.last(),    layout.rows[0],
+          layout.rows[0], layout.rows[1], weight.data,  weight_rows, check_eps(eps)};
+}
+
+SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* lengths,
+                          const TensorView& y) {
+  expect_dims(x, 1);
+  expect_value_type(x);
+  if (!std::isfinite(scale)) {
+    throw std::invalid_argument("scale: expected a finite number, got " + std::to_string(scale));
+  }
+  expect_dtype_of(y, x);
+  expect_shape_of(y, x);
+  expect_no_partial_overlap(y, x);
+  const Layout layout = merge_rows({&x, &y});
+  const int32_t* values = nullptr;
+  if (lengths) {
+    if (lengths->index != IndexType::kInt32) {
+      throw TypeMismatch(std::string("lengths: expected int32, got ") + name_of(*lengths));
+    }
+    bool same = lengths->dims == x.dims - 1;
+    for (int i = 0; same && i < lengths->dims; ++i) same = lengths->shape[i] == x.shape[i];
+    if (!same) {
+      TensorView rows = x;
+      rows.dims -= 1;
+      fail(*lengths, "one length a row, shape " + rows.shape_text(), lengths->shape_text());
+    }
+    values = static_cast<const int32_t*>(lengths->data);
+    for (int64_t r = 0; r < lengths->numel(); ++r) {
+      if (values[r] < 0 || values[r] > x.last()) {
+        fail(*lengths, "values from 0 to " + std::to_string(x.last()), std::to_string(values[r]));
+      }
+    }
+  }
+  return {x.dtype,        layout.shape,   x.last(),
+          layout.rows[0], layout.rows[1], static_cast<float>(scale), values};
+}
+
+int64_t gated_cols(const TensorView& gate, bool packed) {
+  expect_dims(gate, 1);
+  if (!packed) return gate.last();
+  if (gate.last() % 2) {
+    fail(gate, "an even last dimension, [gate | up]", "shape " + gate.shape_text());
+  }
+  return gate.last() / 2;
+}
+
+GatedCall check_gated(const TensorView& gate, const TensorView* up, const TensorView& y) {
+  expect_value_type(gate);
+  const int64_t cols = gated_cols(gate, up == nullptr);
+  TensorView first = gate, second = up ? *up : gate;
+  if (up) {
+    expect_dtype_of(*up, gate);
+    expect_shape_of(*up, gate);
+  } else {
+    first.shape[gate.dims - 1] = second.shape[gate.dims - 1] = cols;
+    second.data = static_cast<char*>(gate.data) + cols * static_cast<int64_t>(size_of(gate.dtype));
+  }
+  expect_dtype_of(y, gate);
+  expect_shape_of(y, first);
+  if (!same_layout(y, first) && !same_layout(y, second)) {
+    expect_no_partial_overlap(y, first);
+    expect_no_partial_overlap(y, second);
+  } else if (up) {
+    expect_no_partial_overlap(y, same_layout(y, first) ? second : first);
+  }
+  const Layout layout = merge_rows({&first, &second, &y});
+  return {gate.dtype, layout.shape, cols, layout.rows[0], layout.rows[1], layout.rows[2]};
+}
+
+namespace {
+
+RopeHeads check_heads(const TensorView& view, int64_t tokens, int64_t head_dim) {
+  const int64_t size = view.dims == 3 ? view.shape[2] : head_dim;
+  const bool known = (view.dims == 2 && head_dim > 0) || view.dims == 3;
+  if (!known || size <= 0 || (head_dim > 0 && size != head_dim) || view.last() % size != 0) {
+    const std::string dim = head_dim > 0 ? std::to_string(head_dim) : "head_dim";
+    fail(view, "shape [tokens, heads, " + dim + "] or [tokens, heads * " + dim + "]",
+         view.shape_text() + (view.dims == 2 && head_dim <= 0 ? " and no head_dim" : ""));
+  }
+  if (view.shape[0] != tokens) {
+    fail(view, std::to_string(tokens) + " tokens, as many as positions",
+         "shape " + view.shape_text());
+  }
+  if (view.dims == 2) return {view.data, view.shape[1] / size, view.strides[0], size};
+  return {view.data, view.shape[1], view.strides[0], view.strides[1]};
+}
+
+}  // namespace
+
+RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& cache,
+                    const TensorView& positions, int64_t head_dim, bool neox) {
+  expect_value_type(q);
+  expect_dtype_or_f32(cache, q);
+  if (positions.index == IndexType::kNone) {
+    throw TypeMismatch("positions: expected int64 or int32, got " + name_of(positions));
+  }
+  if (positions.dims != 1) fail(positions, "shape [tokens]", positions.shape_text());
+  if (cache.dims != 2) fail(cache, "shape [max_position, rotary_dim]", cache.shape_text());
+  const int64_t tokens = positions.shape[0], rotary_dim = cache.shape[1];
+  const RopeHeads q_heads = check_heads(q, tokens, head_dim);
+  const int64_t size = q.dims == 3 ? q.shape[2] : head_dim;
+  if (rotary_dim % 2 || rotary_dim > size) {
+    fail(cache, "an even rotary_dim of at most head_dim, " + std::to_string(size),
+         std::to_string(rotary_dim));
+  }
+  RopeHeads k_heads = {};
+  if (k) {
+    expect_dtype_of(*k, q);
+    k_heads = check_heads(*k, tokens, head_dim > 0 ? head_dim : size);
+    if (k->dims == 3 && k->shape[2] != size) {
+      fail(*k, "the head_dim of q, " + std::to_string(size), std::to_string(k->shape[2]));
+    }
+  }
+  RopeArgs args = {q.dtype,    cache.dtype,    neox, rotary_dim, q_heads, k_heads,
+                   cache.data, positions.data, positions.index == IndexType::kInt64};
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t position = position_of(args, t);
+    if (position < 0 || position >= cache.shape[0]) {
+      fail(positions, "values from 0 to " + std::to_string(cache.shape[0] - 1),
+           std::to_string(position));
+    }
+  }
+  return args;
+}
+
+}  // namespace capibara

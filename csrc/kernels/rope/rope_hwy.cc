@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/rope/rope.h"
+
+#include "kernels/common/vec-inl.h"
+
+namespace capibara {
+namespace CAPIBARA_ISA {
+namespace {
+
+// The product that is subtracted is rounded, the other one is fused.
+template <class V>
+HWY_INLINE void turn(V& x1, V& x2, V cos, V sin) {
+  const V y1 = hn::NegMulAdd(x2, sin, hn::Mul(x1, cos));
+  x2 = hn::MulAdd(x1, sin, hn::Mul(x2, cos));
+  x1 = y1;
+}
+
+template <class T>
+HWY_INLINE T* head_of(const RopeHeads& heads, int64_t token, int64_t head) {
+  return static_cast<T*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
+}
+
+// Angles [i, i + count) of one token, neox style. Cosine and sine stay in registers over all heads.
+template <class T, class D, class C, class Extent>
+HWY_INLINE void turn_neox(D d, const RopeArgs& a, int64_t token, const C* cos, size_t i,
+                          Extent extent) {
+  constexpr Order order = order_of<T, C>();
+  const int64_t half = a.rotary_dim / 2;
+  const Pair<D> c = load<order>(d, cos + i, extent);
+  const Pair<D> s = load<order>(d, cos + half + i, extent);
+  for (const RopeHeads* heads : {&a.q, &a.k}) {
+    for (int64_t h = 0; h < heads->heads; ++h) {
+      T* x = head_of<T>(*heads, token, h) + i;
+      Pair<D> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
+      turn(x1.a, x2.a, c.a, s.a);
+      turn(x1.b, x2.b, c.b, s.b);
+      store<order>(d, x, x1, extent);
+      store<order>(d, x + half, x2, extent);
+    }
+  }
+}
+
+HWY_INLINE Whole twice(Whole) { return {}; }
+HWY_INLINE Part twice(Part part) { return {2 * part.count}; }
+
+// Likewise interleaved: a pair in even-odd order holds the first elements in a, the second in b.
+template <class T, class D, class C, class Extent>
+HWY_INLINE void turn_interleaved(D d, const RopeArgs& a, int64_t token, const C* cos, size_t i,
+                                 Extent extent) {
+  const int64_t half = a.rotary_dim / 2;
+  const hn::Vec<D> c = load_one(d, cos + i, extent);
+  const hn::Vec<D> s = load_one(d, cos + half + i, extent);
+  for (const RopeHeads* heads : {&a.q, &a.k}) {
+    for (int64_t h = 0; h < heads->heads; ++h) {
+      T* x = head_of<T>(*heads, token, h) + 2 * i;
+      Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
+      turn(v.a, v.b, c, s);
+      store<Order::kEvenOdd>(d, x, v, twice(extent));
+    }
+  }
+}
+
+// A head of 64 to 128 is a few vectors only, and common rotary sizes (48, 96) are no multiple of
+// two 512-bit ones: what a width leaves over goes to half the width, down to four lanes.
+template <class T, class C, size_t lanes>
+HWY_INLINE void turn_token(const RopeArgs& a, int64_t token, const C* cos, size_t i) {
+  const hn::CappedTag<float, lanes> d;
+  const size_t half = static_cast<size_t>(a.rotary_dim / 2);
+  const size_t step = a.neox ? 2 * hn::Lanes(d) : hn::Lanes(d);
+  for (; i + step <= half; i += step) {
+    if (a.neox) {
+      turn_neox<T>(d, a, token, cos, i, Whole{});
+    } else {
+      turn_interleaved<T>(d, a, token, cos, i, Whole{});
+    }
+  }
+  if (i == half) return;
+  if constexpr (lanes > 4) {
+    turn_token<T, C, lanes / 2>(a, token, cos, i);
+  } else if (a.neox) {
+    turn_neox<T>(d, a, token, cos, i, Part{half - i});
+  } else {
+    turn_interleaved<T>(d, a, token, cos, i, Part{half - i});
+  }
+}
+
+template <class T, class C>
+HWY_INLINE void turn_tokens(const RopeArgs& a, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) {
+    const C* cos = static_cast<const C*>(a.cache) + position_of(a, token) * a.rotary_dim;
+    turn_token<T, C, hn::MaxLanes(FullF32())>(a, token, cos, 0);
+  }
+}
+
+}  // namespace
+
+void rope(const RopeArgs& a, int64_t begin, int64_t end) noexcept {
+  dispatch(a.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (a.cache_dtype == a.dtype) {
+      turn_tokens<T, T>(a, begin, end);
+    } else {
+      turn_tokens<T, float>(a, begin, end);
+    }
+  });
+}
+
+}  // namespace CAPIBARA_ISA
+}  // namespace capibara

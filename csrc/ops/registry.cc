@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/registry.h"
+
+#include "kernels/gated/gated.h"
+#include "kernels/norm/norm.h"
+#include "kernels/rope/rope.h"
+#include "kernels/softmax/softmax.h"
+
+namespace capibara {
+namespace {
+
+template <class Fn>
+OpInfo describe(const char* name, const KernelTable<Fn>& table) {
+  OpInfo info{name, {}, table.chosen().isa};
+  for (const Kernel<Fn>& kernel : table.all()) info.built.push_back(kernel.isa);
+  return info;
+}
+
+}  // namespace
+
+std::vector<OpInfo> list_ops() {
+  return {
+      describe("rms_norm", rms_norm_kernels()),
+      describe("fused_add_rms_norm", fused_add_rms_norm_kernels()),
+      describe("layer_norm", layer_norm_kernels()),
+      describe("softmax", softmax_kernels()),
+      describe("rope", rope_kernels()),
+      describe("silu_and_mul", silu_and_mul_kernels()),
+      describe("gelu_and_mul", gelu_and_mul_kernels()),
+      describe("gelu_tanh_and_mul", gelu_tanh_and_mul_kernels()),
+  };
+}
+
+void reset_calls() {
+  for (auto& calls : g_calls) calls.store(0, std::memory_order_relaxed);
+}
+
+}  // namespace capibara

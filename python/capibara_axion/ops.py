@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators, on NumPy arrays and torch tensors.
+
+Values are float32, float16 or bfloat16 (for NumPy, the `ml_dtypes.bfloat16` type); computation is
+in float32, and results are rounded to nearest even once. Rows are contiguous in the last
+dimension; the strides of the leading ones are free. An input whose layout no kernel can follow is
+copied first; an argument that is written in place, or `out`, is refused with a ValueError.
+
+All operators release the GIL, use up to `get_num_threads()` threads where the work is worth it,
+and give the same result for every number of threads. `capibara_axion.reference` holds readable
+NumPy versions of each.
+
+Every operator raises TypeError for an argument of a wrong type or dtype and ValueError for a wrong
+shape, value or layout (on torch tensors, ValueError for all); the message names the argument.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+
+from capibara_axion import _core
+
+# A NumPy array or a torch tensor; all arguments of a call are of one kind.
+Array = TypeVar("Array", bound=Any)
+
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+def _torch_ops(x: Any) -> Any:
+    """`torch.ops.capibara_axion` if x is a torch tensor, else None. Never imports torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.Tensor):
+        return None
+    if "capibara_axion.torch_ops" not in sys.modules:
+        import capibara_axion.torch_ops  # noqa: F401  registers the operators
+    return torch.ops.capibara_axion
+
+
+def rms_norm(x: Array, weight: Array, eps: float = 1e-6, out: Array | None = None) -> Array:
+    """RMSNorm: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+
+    Args:
+        x: `[..., H]`.
+        weight: `[H]`, in x's dtype or float32.
+        eps: added to the mean square; not negative.
+        out: `[..., H]` in x's dtype, may be x itself; a new array if None.
+
+    Returns:
+        out.
+    """
+    if (ops := _torch_ops(x)) is None:
+        return _core.rms_norm(x, weight, eps, out)
+    if out is None:
+        return ops.rms_norm(x, weight, eps)
+    ops.rms_norm_out(out, x, weight, eps)
+    return out
+
+
+def fused_add_rms_norm(
+    x: Array, residual: Array, weight: Array, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """`residual += x`, then `x = rms_norm(residual)`, both in place, in one pass over memory.
+
+    The sum is rounded to the arrays' dtype before it is normalised, as two separate operators
+    would.
+
+    Args:
+        x: `[..., H]`, overwritten with the normalised sum.
+        residual: `[..., H]` in x's dtype, overwritten with the sum.
+        weight: `[H]`, in x's dtype or float32.
+        eps: added to the mean square; not negative.
+
+    Returns:
+        (x, residual), the same objects.
+    """
+    if (ops := _torch_ops(x)) is None:
+        _core.fused_add_rms_norm(x, residual, weight, eps)
+    else:
+        ops.fused_add_rms_norm(x, residual, weight, eps)
+    return x, residual
+
+
+def layer_norm(x: Array, weight: Array, eps: float = 1e-5, out: Array | None = None) -> Array:
+    """LayerNorm without bias: `(x - mean) / sqrt(variance + eps) * weight` over the last dimension.
+
+    Ba, Kiros and Hinton, "Layer Normalization" (2016), as Cohere's models use it.
+
+    Args:
+        x: `[..., H]`.
+        weight: `[H]`, or `[heads, H]` for x `[..., heads, H]`; in x's dtype or float32.
+        eps: added to the variance; not negative.
+        out: `[..., H]` in x's dtype, may be x itself; a new array if None.
+
+    Returns:
+        out.
+    """
+    if (ops := _torch_ops(x)) is None:
+        return _core.layer_norm(x, weight, eps, out)
+    if out is None:
+        return ops.layer_norm(x, weight, eps)
+    ops.layer_norm_out(out, x, weight, eps)
+    return out
+
+
+def _numpy_lengths(lengths: Any, rows: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(lengths)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {values.dtype}")
+    # Clipped, a length that int32 cannot hold stays out of range instead of wrapping into it.
+    values = np.clip(values, -1, _INT32_MAX).astype(np.int32)
+    return np.ascontiguousarray(np.broadcast_to(values, rows)) if values.ndim == 0 else values
+
+
+def _torch_lengths(lengths: Any, x: Any) -> Any:
+    torch = sys.modules["torch"]
+    if not isinstance(lengths, torch.Tensor):
+        lengths = torch.from_numpy(_numpy_lengths(lengths, tuple(x.shape[:-1])))
+    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    return lengths if lengths.dtype == torch.int32 else lengths.clamp(-1, _INT32_MAX).int()
+
+
+def softmax(
+    x: Array, scale: float = 1.0, lengths: Any = None, out: Array | None = None
+) -> Array:
+    """`exp(scale x) / sum(exp(scale x))` over the last dimension, by way of its maximum.
+
+    Args:
+        x: `[..., N]`.
+        scale: a finite factor, as attention's `1 / sqrt(head_dim)`.
+        lengths: how many leading elements of each row count, integers from 0 to N of shape
+            `[...]`, or one for all rows; the rest become zero, and a row of length 0 is all zeros.
+            None: all N.
+        out: `[..., N]` in x's dtype, may be x itself; a new array if None.
+
+    Returns:
+        out. A row that holds NaN or +infinity, or only -infinity, is NaN. Terms below 2^-126 of
+        a row's largest may be zero.
+    """
+    if (ops := _torch_ops(x)) is None:
+        if lengths is not None:
+            lengths = _numpy_lengths(lengths, np.shape(x)[:-1])
+        return _core.softmax(x, scale, lengths, out)
+    if lengths is not None:
+        lengths = _torch_lengths(lengths, x)
+    if out is None:
+        return ops.softmax(x, scale, lengths)
+    ops.softmax_out(out, x, scale, lengths)
+    return out
+
+
+def silu_and_mul(gate_up: Array, up: Array | None = None, out: Array | None = None) -> Array:
+    """SwiGLU's activation, fused: `gate / (1 + exp(-gate)) * up`, in one pass over memory.
+
+    Shazeer, "GLU Variants Improve Transformer" (2020).
+
+    Args:
+        gate_up: `[..., 2 I]`, gate then up; or gate alone, `[..., I]`, if `up` is given.
+        up: `[..., I]`, or None.
+        out: `[..., I]` in the same dtype, may be gate or up themselves; a new array if None.
+
+    Returns:
+        out.
+    """
+    return _gated("silu_and_mul", gate_up, up, out)
+
+
+def gelu_and_mul(
+    gate_up: Array,
+    up: Array | None = None,
+    approximate: str = "none",
+    out: Array | None = None,
+) -> Array:
+    """GeGLU's activation, fused: `gelu(gate) * up`, in one pass over memory.
+
+    Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+
+    Args:
+        gate_up: `[..., 2 I]`, gate then up; or gate alone, `[..., I]`, if `up` is given.
+        up: `[..., I]`, or None.
+        approximate: "none" for `x Phi(x)` by erf, "tanh" for
+            `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+        out: `[..., I]` in the same dtype, may be gate or up themselves; a new array if None.
+
+    Returns:
+        out.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+    return _gated(
+        "gelu_and_mul" if approximate == "none" else "gelu_tanh_and_mul", gate_up, up, out
+    )
+
+
+def _gated(name: str, gate_up: Any, up: Any, out: Any) -> Any:
+    if (ops := _torch_ops(gate_up)) is None:
+        return getattr(_core, name)(gate_up, up, out)
+    if out is None:
+        return getattr(ops, name)(gate_up, up)
+    getattr(ops, name + "_out")(out, gate_up, up)
+    return out
+
+
+def rope(
+    q: Array,
+    k: Array | None,
+    cos_sin_cache: Array,
+    positions: Array,
+    *,
+    head_dim: int | None = None,
+    neox: bool = True,
+) -> None:
+    """Rotary position embedding of q and k, in place.
+
+    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021). The first
+    rotary_dim elements of each head turn, the others stay.
+
+    Args:
+        q: `[tokens, heads, head_dim]`, or `[tokens, heads * head_dim]` with `head_dim` given; the
+            strides of tokens and heads are free, as those of a slice of a fused qkv.
+        k: likewise, with its own number of heads; None to turn q alone.
+        cos_sin_cache: `[max_position, rotary_dim]`: for each position the cosines of all
+            rotary_dim / 2 angles, then their sines; in q's dtype or float32.
+        positions: `[tokens]`, int64 or int32, each less than max_position.
+        head_dim: needed where q or k are two-dimensional.
+        neox: True pairs element i with i + rotary_dim / 2 (GPT-NeoX, Llama); False pairs 2 i with
+            2 i + 1 (GPT-J, Cohere).
+    """
+    size = 0 if head_dim is None else head_dim
+    if (ops := _torch_ops(q)) is None:
+        _core.rope(q, k, cos_sin_cache, positions, size, neox)
+    else:
+        ops.rope(positions, q, k, cos_sin_cache, size, neox)
+
+
+def get_num_threads() -> int:
+    """Threads that a call may use: what `set_num_threads` or `CAPIBARA_AXION_NUM_THREADS` said,
+    else the OpenMP runtime's setting, which `torch.set_num_threads` changes too."""
+    return _core.num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Lets a call use up to `threads` threads (1 to 4096); 0 returns to OpenMP's own setting."""
+    _core.set_num_threads(threads)
