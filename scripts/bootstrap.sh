@@ -72,7 +72,7 @@ if [ -z "$TORCH" ] || [ -z "$VLLM" ]; then die "pyproject.toml has no exact pin 
 
 [ -x "$VENV/bin/pip" ] || run_step "Making .venv with $("$PYTHON" -V)" "$PYTHON" -m venv "$VENV"
 
-once torch "$TORCH" "Installing $TORCH (a few hundred MB)" install_torch
+once torch "$TORCH" "Installing $TORCH" install_torch
 once vllm "$TORCH $VLLM" "Installing $VLLM, the engine that serves the models (the longest step)" install_vllm
 once imports "$TORCH $VLLM" "Checking that vLLM imports" "$VENV/bin/python" scripts/check_vllm_imports.py
 once requirements "$(digest pyproject.toml)" "Installing what the server, the tests and the build need" install_requirements
