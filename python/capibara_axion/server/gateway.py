@@ -31,6 +31,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _FRAME_END = b"\n\n"
 # A worker may think for long before its first byte; its death is noticed by the connection.
 _WORKER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
+# Between a worker's connection breaking and its process ending.
+_WORKER_END_S = 5.0
 
 
 class _WorkerLostError(Exception):
@@ -111,8 +113,7 @@ class Gateway:
                     return await self._forward(request, worker, body, headers)
                 except _WorkerLostError:
                     logger.warning("lost the worker of %s, attempt %d", model, attempt)
-                    # Let the pool see the worker's end first: it would hand it out again.
-                    await asyncio.wait((worker.exited,), timeout=5.0)
+                    await self._pool.wait_until_gone(worker, _WORKER_END_S)
         message = f"the worker of model {model!r} ended twice while it had this request"
         raise ApiError(503, message, code="worker_lost", retry_after_s=1)
 

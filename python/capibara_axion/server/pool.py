@@ -103,6 +103,7 @@ class ModelPool:
         self._request_ids = itertools.count(1)
         self._turns: dict[int, asyncio.Future[Worker]] = {}
         self._workers: dict[str, Worker] = {}
+        self._lives: dict[Worker, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {name: _Counters() for name in self.experts}
@@ -125,6 +126,11 @@ class ModelPool:
         finally:
             del self._turns[request]
             self._handle(policy.RequestEnded(request))
+
+    async def wait_until_gone(self, worker: Worker, timeout_s: float) -> None:
+        """Wait until a worker's end has been dealt with, so that it is not handed out again."""
+        if (life := self._lives.get(worker)) is not None:
+            await asyncio.wait((life,), timeout=timeout_s)
 
     async def shut_down(self, drain_s: float) -> None:
         """Admit nothing more, let running requests end for up to `drain_s`, stop all workers."""
@@ -232,7 +238,7 @@ class ModelPool:
             counters.worker_exits += 1
             code = worker.exited.result()
             logger.error("the worker of %s ended by itself with code %d", model, code)
-        del self._workers[model]
+        self._forget(model, worker)
         self._handle(policy.WorkerExited(model, generation))
 
     async def _load(self, model: str, spec: WorkerSpec, stop: asyncio.Event) -> Worker:
@@ -240,6 +246,9 @@ class ModelPool:
         logger.info("loading %s", model)
         worker = await self._launcher.launch(spec)
         self._workers[model] = worker
+        task = asyncio.current_task()
+        assert task is not None
+        self._lives[worker] = task
         if stop.is_set():  # before there was a process to kill
             worker.kill()
         counters = self._counters[model]
@@ -248,12 +257,15 @@ class ModelPool:
         except WorkerError:
             worker.kill()
             await worker.exited
-            del self._workers[model]
+            self._forget(model, worker)
             raise
         counters.loads += 1
         counters.last_load_s = round(self._loop.time() - began, 3)
         logger.info("loaded %s in %.2f s", model, counters.last_load_s)
         return worker
+
+    def _forget(self, model: str, worker: Worker) -> None:
+        del self._workers[model], self._lives[worker]
 
     def _spec(self, model: str, generation: int, core_slot: int) -> WorkerSpec:
         expert = self.experts[model]

@@ -45,6 +45,8 @@ class Listen:
 
     def check(self) -> None:
         """Raises: ValueError: a public address without an API key, or one port for both."""
+        if self.api_key == "":
+            raise ValueError("the API key must not be empty")
         if self.api_key is None and not _is_loopback(self.host):
             raise ValueError(
                 f"refusing to listen on {self.host!r} without an API key, since others could "

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server's tests share: a gateway over fake workers, and the real server as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+# The forkserver's children find `fake_worker` by its name.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_worker import fake_worker_main
+
+from capibara_axion.server.config import ServerConfig
+from capibara_axion.server.gateway import Gateway
+from capibara_axion.server.launcher import Launcher
+from capibara_axion.server.pool import ModelPool
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "configuration(**sections): sections of the file that own_server starts with"
+    )
+
+
+def expert(expert_id: str, **description: Any) -> dict[str, Any]:
+    """A fake expert; `description` is how it loads (see fake_worker)."""
+    return {
+        "expert_id": expert_id,
+        "model_path": "/nowhere",
+        "description": json.dumps(description),
+    }
+
+
+@dataclass
+class FakeService:
+    """A gateway over fake workers, with a client for each listener."""
+
+    whole: TestClient[Any, Any]
+    streaming: TestClient[Any, Any]
+    pool: ModelPool
+    gateway: Gateway
+    runtime_dir: Path
+
+    def journal(self) -> list[str]:
+        path = self.runtime_dir / "journal.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@asynccontextmanager
+async def fake_service(
+    runtime_dir: Path, *experts: dict[str, Any], api_key: str | None = None, **sections: Any
+) -> AsyncIterator[FakeService]:
+    """Run a gateway in this event loop; `sections` are those of the configuration file."""
+    config = ServerConfig.model_validate({"experts": list(experts), **sections})
+    launcher = Launcher(fake_worker_main, preload=["aiohttp.web"])
+    pool = ModelPool(config, launcher, runtime_dir, "info")
+    gateway = Gateway(pool, config.server_config, api_key)
+    clients = [
+        TestClient(TestServer(gateway.application(stream_by_default=stream)))
+        for stream in (False, True)
+    ]
+    try:
+        for client in clients:
+            await client.start_server()
+        yield FakeService(*clients, pool, gateway, runtime_dir)
+    finally:
+        await pool.shut_down(1.0)
+        for client in clients:
+            await client.close()
+        launcher.close()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+class ServerProcess:
+    """`capibara-axion serve` as a user starts it."""
+
+    def __init__(self, config: Path, log: Path, *arguments: str) -> None:
+        self.port, self.stream_port = free_ports(2)
+        self.log = log
+        command = [sys.executable, "-m", "capibara_axion.cli", "serve", "--config", str(config)]
+        command += ["--port", str(self.port), "--stream-port", str(self.stream_port), *arguments]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        self.pid = self._process.pid
+        self._wait_until_listening()
+
+    def url(self, path: str = "/v1", *, streaming: bool = False) -> str:
+        return f"http://127.0.0.1:{self.stream_port if streaming else self.port}{path}"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url(path), timeout=10) as answer:
+            return json.load(answer)
+
+    def model(self, name: str) -> dict[str, Any]:
+        stats: dict[str, Any] = self.get("/stats")["models"][name]
+        return stats
+
+    def family(self) -> list[psutil.Process]:
+        """The gateway and every process that it started, directly or not."""
+        gateway = psutil.Process(self.pid)
+        return [gateway, *gateway.children(recursive=True)]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        return self._process.wait(timeout)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                self.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self.wait(5)
+
+    def _wait_until_listening(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.get("/health")
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    raise AssertionError(f"no server:\n{self.log.read_text()}") from None
+                time.sleep(0.02)
+
+
+def wait_until(condition: Any, timeout: float, what: str) -> None:
+    """Poll until `condition()` is true; a bound for things that other processes do."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The five demo experts' configuration file."""
+    pytest.importorskip("vllm", reason="the end-to-end tests need vLLM")
+    from capibara_axion.demo import write_demo_models
+
+    return write_demo_models(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def server(demo_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One real server over the demo experts, shared by the tests that do not harm it."""
+    process = ServerProcess(demo_config, tmp_path_factory.mktemp("server") / "log.txt")
+    yield process
+    process.close()
+
+
+def changed_config(config: Path, directory: Path, **sections: Any) -> Path:
+    """A copy of a configuration file with other sections, and absolute model paths."""
+    content = json.loads(config.read_text())
+    for item in content["experts"]:
+        item["model_path"] = os.fspath(config.parent / item["model_path"])
+    copy = directory / "config.json"
+    copy.write_text(json.dumps({**content, **sections}))
+    return copy

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: help, bad input, and what it refuses to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capibara_axion import cli
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"experts": [{"expert_id": "a", "model_path": "m"}]}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPIBARA_AXION_API_KEY", raising=False)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that must end with code 2, having written nothing to stdout."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit_:  # argparse's own way
+        code = exit_.code
+    output = capsys.readouterr()
+    assert code == 2
+    assert output.out == ""
+    return output.err
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["info"], ["demo-models"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*command, "--help"])
+    assert exit_.value.code == 0
+    assert "usage: capibara-axion" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from capibara_axion import cli; cli._parser().format_help();"
+        "print([m for m in ('torch', 'vllm', 'aiohttp', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_a_public_address_needs_a_key(
+    config: Path, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    message = refused(capsys, "serve", "--config", str(config), "--host", host)
+    assert "API key" in message
+    assert "--host 127.0.0.1" in message
+
+
+def test_a_public_address_in_the_file_needs_a_key_too(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "server_config": {"host": "0.0.0.0"}}))
+    assert "API key" in refused(capsys, "serve", "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "/none.json"], "/none.json: cannot be read"),
+        (["--port", "99999"], "from 0 to 65535, got '99999'"),
+        (["--port", "http"], "from 0 to 65535, got 'http'"),
+        (["--port", "9000", "--stream-port", "9000"], "must differ"),
+        (["--log-level", "loud"], "loud"),
+        (["--host", "127.0.0.1", "--api-key", ""], "empty"),
+    ],
+)
+def test_bad_arguments(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, "serve", "--config", str(config), *arguments)
+
+
+def test_a_port_in_use(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = ("serve", "--config", str(config), "--port", port, "--stream-port", "0")
+        assert f"cannot listen on 127.0.0.1 port {port}" in refused(capsys, *command)
+
+
+def test_a_missing_dependency_names_the_extra(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name)
+    )
+    message = refused(capsys, "serve", "--config", str(config))
+    assert "vllm" in message
+    assert "pip install 'capibara-axion[server]'" in message
+
+
+def test_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo-models", str(tmp_path / "demo")]) == 0
+    assert str(tmp_path / "demo" / "config.json") in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    assert "cannot write" in refused(capsys, "demo-models", str(tmp_path / "file"))
