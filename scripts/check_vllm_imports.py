@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """See that vLLM and its image processors import, and mend the one mix of wheels that is known.
 
-vLLM brings torchvision and torchaudio along. Where the package index has them only as CUDA builds,
-beside a CPU torch, importing them fails, and with them whatever imports them.
+vLLM brings torchvision, torchaudio and torchcodec along. Where the package index has them only as
+CUDA builds, beside a CPU torch, importing them fails, and with them whatever imports them.
 
 - torchvision registers Python functions for native operators (`torchvision::nms`) that its library,
   unable to load, never defined. Image processing uses none of them, so a .pth file gives every
   interpreter of this environment empty modules in place of the two that register.
-- torchaudio loads its library at import. Nothing here is about sound: it is uninstalled.
+- torchaudio and torchcodec load their libraries at import. vLLM and transformers do without, when
+  they find neither; both are uninstalled, for nothing here is about sound or video.
 
 With wheels that match, neither is done.
 """
@@ -26,7 +27,10 @@ UNUSED = ("torchvision._meta_registrations", "torchvision._autograd_registration
 PTH_LINE = "import sys, types; " + "; ".join(
     f'sys.modules.setdefault("{name}", types.ModuleType("{name}"))' for name in UNUSED
 )
-VLLM = "import vllm, torchvision; from transformers import Gemma3ImageProcessor as P; P()"
+VLLM = (
+    "import vllm.entrypoints.openai.api_server, vllm.v1.engine.async_llm, torchvision; "
+    "from transformers import Gemma3ImageProcessor; Gemma3ImageProcessor()"
+)
 
 
 def failure(*command: str) -> str | None:
@@ -46,17 +50,20 @@ def mend_torchvision() -> None:
         print(f"    processing does not use, are left out by {PTH.name}", flush=True)
 
 
-def mend_torchaudio() -> None:
-    """Uninstall a torchaudio whose library cannot load."""
-    if "OSError" in (failure("-c", "import torchaudio") or ""):
-        print("    torchaudio is a CUDA build beside a CPU torch and not needed: uninstalling it")
-        failure("-m", "pip", "uninstall", "--yes", "torchaudio")
+def mend_sound_and_video() -> None:
+    """Uninstall torchaudio and torchcodec where their libraries cannot load."""
+    for package in ("torchaudio", "torchcodec"):
+        if "OSError" in (failure("-c", f"import {package}") or ""):
+            print(
+                f"    {package} is a CUDA build beside a CPU torch, and not needed: uninstalling it"
+            )
+            failure("-m", "pip", "uninstall", "--yes", package)
 
 
 def main() -> int:
     """Mend what is known, then import; 0 when that works."""
     mend_torchvision()
-    mend_torchaudio()
+    mend_sound_and_video()
     error = failure("-c", VLLM)
     if error:
         print(error, "error: vLLM or its image processors do not import, see above", sep="\n")
