@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every environment variable that the Python side reads.
 
-`CAPIBARA_AXION_ISA` and `CAPIBARA_AXION_NUM_THREADS` are read by the native module, once, when it
-is imported (`csrc/cpu/environment.cc`); they are listed in the README with the ones below.
+`CAPIBARA_AXION_ISA` and `CAPIBARA_AXION_NUM_THREADS` take effect in the native module, which reads
+them once, when it is imported (`csrc/cpu/environment.cc`); here they are only for `info` to show.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ import os
 
 _FALSE = frozenset({"0", "false", "off", "no"})
 _TRUE = frozenset({"1", "true", "on", "yes", ""})
+
+
+def requested_isa() -> str | None:
+    """The instruction set that `CAPIBARA_AXION_ISA` forces; None when unset or empty."""
+    return os.environ.get("CAPIBARA_AXION_ISA") or None
+
+
+def requested_threads() -> str | None:
+    """The threads of a call by `CAPIBARA_AXION_NUM_THREADS`; None when unset or empty."""
+    return os.environ.get("CAPIBARA_AXION_NUM_THREADS") or None
 
 
 def plugin_enabled() -> bool:

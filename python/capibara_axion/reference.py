@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators once more, in readable NumPy: what each computes, without its speed.
+
+Same arguments as in `capibara_axion.ops`, but nothing is changed in place and there is no `out`.
+Every function computes in float64 and rounds the result once, to nearest even, to the dtype of its
+first argument: float32, float16, `ml_dtypes.bfloat16`, or float64 for a result that is not rounded.
+
+The operators compute in float32: beyond its range (a sum of squares above 3.4e38, say) they
+overflow where these functions do not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def rms_norm(x: Array, weight: Array, eps: float = 1e-6) -> Array:
+    """RMSNorm: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+
+    Args:
+        x: `[..., H]`.
+        weight: `[H]`.
+        eps: added to the mean square.
+
+    Returns:
+        `[..., H]` in x's dtype.
+
+    >>> rms_norm(np.array([3.0, -4.0]), np.array([1.0, 10.0]), eps=0.0) * math.sqrt(12.5)
+    array([  3., -40.])
+    """
+    values = _wide(x)
+    root = np.sqrt(np.mean(values**2, axis=-1, keepdims=True) + eps)
+    return _rounded(values / root * _wide(weight), x.dtype)
+
+
+def fused_add_rms_norm(
+    x: Array, residual: Array, weight: Array, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """The sum `x + residual`, rounded to x's dtype, and its RMSNorm.
+
+    Args:
+        x: `[..., H]`.
+        residual: `[..., H]` in x's dtype.
+        weight: `[H]`.
+        eps: added to the mean square.
+
+    Returns:
+        (`rms_norm(x + residual)`, `x + residual`), both `[..., H]` in x's dtype.
+    """
+    total = _rounded(_wide(x) + _wide(residual), x.dtype)
+    return rms_norm(total, weight, eps), total
+
+
+def layer_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
+    """LayerNorm without bias: `(x - mean) / sqrt(variance + eps) * weight` over the last dimension.
+
+    Ba, Kiros and Hinton, "Layer Normalization" (2016).
+
+    Args:
+        x: `[..., H]`.
+        weight: `[H]`, or `[heads, H]` for x `[..., heads, H]`.
+        eps: added to the variance.
+
+    Returns:
+        `[..., H]` in x's dtype.
+    """
+    values = _wide(x)
+    centred = values - np.mean(values, axis=-1, keepdims=True)
+    root = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + eps)
+    return _rounded(centred / root * _wide(weight), x.dtype)
+
+
+def softmax(x: Array, scale: float = 1.0, lengths: ArrayLike | None = None) -> Array:
+    """`exp(scale x) / sum(exp(scale x))` over the last dimension, by way of its maximum.
+
+    Args:
+        x: `[..., N]`.
+        scale: a finite factor.
+        lengths: how many leading elements of each row count, integers from 0 to N of shape
+            `[...]`, or one for all rows; the rest become zero. None: all N.
+
+    Returns:
+        `[..., N]` in x's dtype. A row that holds NaN or +infinity, or only -infinity, is NaN.
+
+    >>> softmax(np.log([[1.0, 3.0, 4.0], [1.0, 3.0, 4.0]]), lengths=[3, 2])
+    array([[0.125, 0.375, 0.5  ],
+           [0.25 , 0.75 , 0.   ]])
+    """
+    columns = x.shape[-1]
+    limits = np.broadcast_to(columns if lengths is None else lengths, x.shape[:-1])
+    counted = np.arange(columns) < limits[..., np.newaxis]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where(counted, _wide(x) * scale, -np.inf)
+        maximum = np.max(values, axis=-1, keepdims=True, initial=-np.inf)
+        terms = np.where(counted, np.exp(values - maximum), 0.0)
+        ratios = terms / np.sum(terms, axis=-1, keepdims=True)
+    return _rounded(np.where(counted, ratios, 0.0), x.dtype)
+
+
+def silu_and_mul(gate_up: Array, up: Array | None = None) -> Array:
+    """SwiGLU's activation: `gate / (1 + exp(-gate)) * up`.
+
+    Shazeer, "GLU Variants Improve Transformer" (2020).
+
+    Args:
+        gate_up: `[..., 2 I]`, gate then up; or gate alone, `[..., I]`, if `up` is given.
+        up: `[..., I]`, or None.
+
+    Returns:
+        `[..., I]` in the same dtype.
+    """
+    gate, factor = _gate_and_up(gate_up, up)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _rounded(gate / (1.0 + np.exp(-gate)) * factor, gate_up.dtype)
+
+
+def gelu_and_mul(gate_up: Array, up: Array | None = None, approximate: str = "none") -> Array:
+    """GeGLU's activation: `gelu(gate) * up`.
+
+    Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016). Both forms are written so that the
+    negative tail keeps its digits: `1 + erf(z) = erfc(-z)`, `1 + tanh(z) = 2 / (1 + exp(-2 z))`.
+
+    Args:
+        gate_up: `[..., 2 I]`, gate then up; or gate alone, `[..., I]`, if `up` is given.
+        up: `[..., I]`, or None.
+        approximate: "none" for `x Phi(x)`, "tanh" for
+            `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+
+    Returns:
+        `[..., I]` in the same dtype.
+
+    Raises:
+        ValueError: approximate is neither.
+    """
+    gate, factor = _gate_and_up(gate_up, up)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if approximate == "none":
+            gelu = 0.5 * gate * _erfc(-gate / math.sqrt(2.0))
+        elif approximate == "tanh":
+            argument = math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)
+            gelu = gate / (1.0 + np.exp(-2.0 * argument))
+        else:
+            raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+        return _rounded(gelu * factor, gate_up.dtype)
+
+
+def rope(
+    q: Array,
+    k: Array | None,
+    cos_sin_cache: Array,
+    positions: Array,
+    *,
+    head_dim: int | None = None,
+    neox: bool = True,
+) -> tuple[Array, Array | None]:
+    """Rotary position embedding of q and k.
+
+    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021). The first
+    rotary_dim elements of each head turn, the others stay.
+
+    Args:
+        q: `[tokens, heads, head_dim]`, or `[tokens, heads * head_dim]` with `head_dim` given.
+        k: likewise, with its own number of heads; or None.
+        cos_sin_cache: `[max_position, rotary_dim]`: for each position the cosines of all
+            rotary_dim / 2 angles, then their sines.
+        positions: `[tokens]`, integers less than max_position.
+        head_dim: needed where q or k are two-dimensional.
+        neox: True pairs element i with i + rotary_dim / 2; False pairs 2 i with 2 i + 1.
+
+    Returns:
+        (q, k) turned, in their own shapes and dtypes; k is None if it was.
+
+    >>> quarter_turn = np.array([[0.0, 1.0]])  # cos 90 degrees, sin 90 degrees
+    >>> rope(np.array([[[3.0, 4.0, 5.0]]]), None, quarter_turn, np.array([0]))[0]
+    array([[[-4.,  3.,  5.]]])
+    """
+    cosines, sines = np.split(_wide(cos_sin_cache)[positions], 2, axis=-1)
+    turned = _turned(q, cosines, sines, head_dim, neox)
+    return turned, None if k is None else _turned(k, cosines, sines, head_dim, neox)
+
+
+def _turned(x: Array, cosines: Array, sines: Array, head_dim: int | None, neox: bool) -> Array:
+    """x with its heads turned; cosines and sines: `[tokens, rotary_dim / 2]`."""
+    half = cosines.shape[-1]
+    first = slice(0, half) if neox else slice(0, 2 * half, 2)
+    second = slice(half, 2 * half) if neox else slice(1, 2 * half, 2)
+    heads = _wide(x)
+    if x.ndim == 2:
+        size = head_dim or 1
+        heads = heads.reshape(x.shape[0], x.shape[1] // size, size)
+    x1, x2 = heads[..., first], heads[..., second]
+    cos, sin = cosines[:, np.newaxis], sines[:, np.newaxis]
+    turned = heads.copy()
+    turned[..., first] = x1 * cos - x2 * sin
+    turned[..., second] = x2 * cos + x1 * sin
+    return _rounded(turned.reshape(x.shape), x.dtype)
+
+
+def _gate_and_up(gate_up: Array, up: Array | None) -> tuple[Array, Array]:
+    if up is not None:
+        return _wide(gate_up), _wide(up)
+    gate, factor = np.split(_wide(gate_up), 2, axis=-1)
+    return gate, factor
+
+
+def _wide(x: Array) -> NDArray[np.float64]:
+    return x.astype(np.float64)
+
+
+def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
+    """values in dtype, rounded to nearest even."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.name != "bfloat16":
+            return values.astype(dtype)
+        # ml_dtypes goes by way of float32, which would round twice. Rounded to odd instead, the
+        # float32 remembers on which side of a tie the value lies (S. Boldo and G. Melquiond, "When
+        # double rounding is odd", 2005).
+        single = values.astype(np.float32)
+        beyond = np.abs(single) > np.abs(values)
+        towards_zero = np.where(beyond, np.nextafter(single, np.float32(0.0)), single)
+        odd = towards_zero.view(np.uint32) | (single != values)
+        return odd.view(np.float32).astype(dtype)
