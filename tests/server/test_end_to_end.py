@@ -151,10 +151,11 @@ def test_images_as_data_urls(server: ServerProcess) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.png", "file:///etc/hostname"])
 def test_other_image_urls_are_not_fetched(server: ServerProcess, url: str) -> None:
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}]
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as refused:
         client(server).chat.completions.create(
             model="gemma3_multimodal", messages=[{"role": "user", "content": content}]
         )
+    assert refused.value.code == "invalid_media_url"
 
 
 def test_errors_as_the_official_client_expects_them(server: ServerProcess) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -64,7 +65,7 @@ async def test_a_stream_arrives_as_it_is_made(tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         answer = await s.streaming.post(CHAT, json=ask(tokens=4, gap_s=0.1))
         times = [loop.time() async for line in answer.content if b"token" in line]
-        gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        gaps = [after - before for before, after in itertools.pairwise(times)]
         assert len(gaps) == 3
         assert min(gaps) > 0.05
 

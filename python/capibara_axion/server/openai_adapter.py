@@ -51,8 +51,8 @@ _PRELOADED_ARCHITECTURES = (
     "CohereForCausalLM",
 )
 
-# No host has this name (RFC 2606), so only data: URLs pass: a request must not make the server
-# fetch what its sender could not reach.
+# No host has this name (RFC 2606): a request must not make the server fetch what its sender could
+# not reach.
 _NO_MEDIA_DOMAIN = "data-urls-only.invalid"
 
 _MM_PROCESSOR_CACHE_GIB = 0.25
@@ -159,6 +159,7 @@ class Engine:
         fields = json.loads(body)
         if fields.get("stream") is None:
             fields["stream"] = stream_default
+        _check_media_urls(fields)
         try:
             answer = await create(request_type.model_validate(fields))
         except ValidationError as error:
@@ -240,7 +241,7 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         max_num_batched_tokens=expert.max_num_batched_tokens,
         enable_chunked_prefill=expert.enable_chunked_prefill,
         enable_prefix_caching=expert.enable_prefix_caching,
-        enforce_eager=expert.enforce_eager is not False,
+        enforce_eager=_is_eager(spec),
         trust_remote_code=expert.trust_remote_code,
         allowed_media_domains=[_NO_MEDIA_DOMAIN],
         mm_processor_cache_gb=_MM_PROCESSOR_CACHE_GIB,
@@ -251,6 +252,10 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
     if config.cache_config.kv_cache_memory_bytes is None:
         config.cache_config.kv_cache_memory_bytes = _kv_cache_bytes(config, spec)
     return config
+
+
+def _is_eager(spec: WorkerSpec) -> bool:
+    return spec.expert.enforce_eager is not False
 
 
 def _kv_cache_bytes(config: VllmConfig, spec: WorkerSpec) -> int:
@@ -298,7 +303,30 @@ class _EngineProcess(ForkProcess):
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self._spec.cpus)
         torch.set_num_threads(self._spec.threads)
+        if _is_eager(self._spec):
+            # vLLM compiles some helpers (log-probabilities, Cohere's norm) even in eager mode,
+            # which costs seconds and a C++ compiler at their first use.
+            torch.compiler.set_stance("force_eager")
         super().run()
+
+
+def _check_media_urls(fields: dict[str, Any]) -> None:
+    """Let no request name a file or host for the server to read from.
+
+    vLLM's own limits (`_NO_MEDIA_DOMAIN`, no local media path) stand behind this; here the client
+    learns what it did wrong.
+    """
+    messages = fields.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            for kind in ("image_url", "video_url", "audio_url"):
+                media = part.get(kind) if isinstance(part, dict) else None
+                url = media.get("url") if isinstance(media, dict) else media
+                if isinstance(url, str) and not url.startswith("data:"):
+                    scheme = url.split(":", 1)[0][:20]
+                    text = f"only data: URLs are accepted for media, got {scheme!r}"
+                    raise ApiError(400, text, code="invalid_media_url", param=kind)
 
 
 def _invalid_request(error: ValidationError) -> ApiError:
