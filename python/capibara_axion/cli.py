@@ -100,7 +100,7 @@ def _port(text: str) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    _require("server", "aiohttp", "pydantic", "rich", "vllm")
+    _require("server,vllm", "aiohttp", "pydantic", "rich", "vllm")
     from capibara_axion import env
     from capibara_axion.server.config import ConfigError, load_config
     from capibara_axion.server.serve import Listen, run
@@ -128,7 +128,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _demo_models(args: argparse.Namespace) -> int:
-    _require("server", "tokenizers", "rich")
+    _require("server,vllm", "tokenizers", "rich")
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -142,15 +142,18 @@ class ServerProcess:
 
     def _wait_until_listening(self) -> None:
         deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.get("/health")
-                return
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.close()
-                    raise AssertionError(f"no server:\n{self.log.read_text()}") from None
-                time.sleep(0.02)
+        while not self._listens():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.close()
+                raise AssertionError(f"no server:\n{self.log.read_text()}")
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        try:
+            self.get("/health")
+        except OSError:
+            return False
+        return True
 
 
 def wait_until(condition: Any, timeout: float, what: str) -> None:

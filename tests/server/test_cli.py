@@ -109,7 +109,7 @@ def test_a_missing_dependency_names_the_extra(
     )
     message = refused(capsys, "serve", "--config", str(config))
     assert "vllm" in message
-    assert "pip install 'capibara-axion[server]'" in message
+    assert "pip install 'capibara-axion[server,vllm]'" in message
 
 
 def test_demo_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 from conftest import expert, fake_service
 
-pytestmark = pytest.mark.asyncio
-
 CHAT = "/v1/chat/completions"
 
 
@@ -275,7 +273,7 @@ async def test_engines_get_disjoint_cores(tmp_path: Path) -> None:
             assert not set(cpus[0]) & set(cpus[1])
 
 
-async def test_the_gateway_never_imports_the_heavy_libraries() -> None:
+def test_the_gateway_never_imports_the_heavy_libraries() -> None:
     code = (
         "import sys, capibara_axion.cli, capibara_axion.server.serve;"
         "print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"

@@ -4,33 +4,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from capibara_axion.server.scheduler import (
+from capibara_axion.server.events import (
     Admit,
     Effect,
+    Event,
     LoadFailed,
     LoadSucceeded,
-    ModelState,
-    Policy,
     Refuse,
     RequestArrived,
     RequestEnded,
-    Scheduler,
     ShutdownRequested,
     StartWorker,
     StopWorker,
     Tick,
     WorkerExited,
 )
+from capibara_axion.server.scheduler import ModelState, Policy, Scheduler
 
 
-def scheduler(models: str = "ab", **limits: float) -> Scheduler:
-    return Scheduler(models, Policy(**{"max_loaded": 2, **limits}))  # type: ignore[arg-type]
+def scheduler(models: str = "ab", **limits: Any) -> Scheduler:
+    return Scheduler(models, replace(Policy(max_loaded=2), **limits))
 
 
 def ready(s: Scheduler, model: str, now: float, request: int) -> None:
@@ -218,8 +219,8 @@ class Histories(RuleBasedStateMachine):
         self.running: dict[int, tuple[str, int]] = {}
         self.stopped = False
 
-    def send(self, event: object) -> None:
-        for effect in self.scheduler.handle(event, self.now):  # type: ignore[arg-type]
+    def send(self, event: Event) -> None:
+        for effect in self.scheduler.handle(event, self.now):
             match effect:
                 case Admit(request, model):
                     assert self.waiting.pop(request) == model

@@ -2,6 +2,7 @@
 """The OpenAI-compatible server: one gateway process, one worker process tree per loaded model.
 
     config      the configuration file's models
+    events      what the scheduler is told, and what it wants done
     scheduler   pure policy: events in, effects out
     pool        the one owner of the scheduler; carries out its effects
     launcher    starts and stops worker processes through a forkserver

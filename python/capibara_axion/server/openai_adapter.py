@@ -287,7 +287,7 @@ class _EngineContext(ForkContext):
         self._spec = spec
         self.process: ForkProcess | None = None
 
-    def Process(self, **kwargs: Any) -> ForkProcess:  # type: ignore[override]  # noqa: N802
+    def Process(self, **kwargs: Any) -> ForkProcess:  # type: ignore[override]
         self.process = _EngineProcess(self._spec, os.getpid(), **kwargs)
         return self.process
 

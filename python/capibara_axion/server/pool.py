@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capibara_axion.server import scheduler as policy
+from capibara_axion.server import events
 from capibara_axion.server.config import ExpertConfig, ServerConfig
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.launcher import Launcher, Worker, WorkerError, WorkerSpec
+from capibara_axion.server.scheduler import Policy, Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,9 @@ class ModelPool:
         max_loaded = min(lazy.max_loaded_experts, len(config.experts))
         self.experts: dict[str, ExpertConfig] = {e.expert_id: e for e in config.experts}
         self._cores = CorePlan.divide(_available_cpus(), max_loaded)
-        self._scheduler = policy.Scheduler(
+        self._scheduler = Scheduler(
             self.experts,
-            policy.Policy(
+            Policy(
                 max_loaded=max_loaded,
                 max_requests=settings.max_requests,
                 idle_unload_s=lazy.auto_unload_after_s,
@@ -121,11 +122,11 @@ class ModelPool:
         self._turns[request] = turn
         self._counters[model].requests += 1
         try:
-            self._handle(policy.RequestArrived(request, model))
+            self._handle(events.RequestArrived(request, model))
             yield await turn
         finally:
             del self._turns[request]
-            self._handle(policy.RequestEnded(request))
+            self._handle(events.RequestEnded(request))
 
     async def wait_until_gone(self, worker: Worker, timeout_s: float) -> None:
         """Wait until a worker's end has been dealt with, so that it is not handed out again."""
@@ -134,7 +135,7 @@ class ModelPool:
 
     async def shut_down(self, drain_s: float) -> None:
         """Admit nothing more, let running requests end for up to `drain_s`, stop all workers."""
-        self._handle(policy.ShutdownRequested())
+        self._handle(events.ShutdownRequested())
         try:
             await asyncio.wait_for(self._all_tasks_done(), drain_s)
         except asyncio.TimeoutError:
@@ -179,19 +180,19 @@ class ModelPool:
 
     # Effects
 
-    def _handle(self, event: policy.Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._loop.time()):
             match effect:
-                case policy.Admit(request, model):
+                case events.Admit(request, model):
                     self._settle(request, self._workers[model])
-                case policy.Refuse(request, reason, code, retry_after_s):
+                case events.Refuse(request, reason, code, retry_after_s):
                     status = 429 if code == "too_many_requests" else 503
                     error = ApiError(status, reason, code=code, retry_after_s=retry_after_s)
                     self._settle(request, error)
-                case policy.StartWorker(model, generation, core_slot):
+                case events.StartWorker(model, generation, core_slot):
                     self._stops[model] = asyncio.Event()
                     self._spawn(self._run_worker(model, generation, core_slot))
-                case policy.StopWorker(model, _, cause, force):
+                case events.StopWorker(model, _, cause, force):
                     self._counters[model].unloads[cause] += 1
                     logger.info("unloading %s (%s)", model, cause)
                     self._stops[model].set()
@@ -213,7 +214,7 @@ class ModelPool:
             self._timer.cancel()
         deadline = self._scheduler.next_deadline()
         self._timer = (
-            None if deadline is None else self._loop.call_at(deadline, self._handle, policy.Tick())
+            None if deadline is None else self._loop.call_at(deadline, self._handle, events.Tick())
         )
 
     async def _run_worker(self, model: str, generation: int, core_slot: int) -> None:
@@ -226,9 +227,9 @@ class ModelPool:
                 counters.load_failures += 1
                 logger.error("loading %s failed: %s", model, error)
             reason = f"model {model!r} could not be loaded: {error}"
-            self._handle(policy.LoadFailed(model, generation, reason))
+            self._handle(events.LoadFailed(model, generation, reason))
             return
-        self._handle(policy.LoadSucceeded(model, generation))
+        self._handle(events.LoadSucceeded(model, generation))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait((worker.exited, stopped), return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
@@ -239,7 +240,7 @@ class ModelPool:
             code = worker.exited.result()
             logger.error("the worker of %s ended by itself with code %d", model, code)
         self._forget(model, worker)
-        self._handle(policy.WorkerExited(model, generation))
+        self._handle(events.WorkerExited(model, generation))
 
     async def _load(self, model: str, spec: WorkerSpec, stop: asyncio.Event) -> Worker:
         began = self._loop.time()

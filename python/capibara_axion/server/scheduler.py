@@ -18,8 +18,26 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from capibara_axion.server.events import (
+    Admit,
+    Effect,
+    Event,
+    LoadFailed,
+    LoadSucceeded,
+    Refuse,
+    RequestArrived,
+    RequestEnded,
+    ShutdownRequested,
+    StartWorker,
+    StopWorker,
+    Tick,
+    WorkerExited,
+)
+
 
 class ModelState(enum.Enum):
+    """Where a model is in its life; see the module's text."""
+
     UNLOADED = "unloaded"
     LOADING = "loading"
     READY = "ready"
@@ -48,109 +66,6 @@ class Policy:
     queue_timeout_s: float = 600.0
     retry_after_s: float = 10.0
     core_slots: int = 1
-
-
-# Events: what happened.
-
-
-@dataclass(frozen=True)
-class RequestArrived:
-    request: int
-    model: str
-
-
-@dataclass(frozen=True)
-class RequestEnded:
-    """The request is over for whatever reason: answered, failed, or its client left."""
-
-    request: int
-
-
-@dataclass(frozen=True)
-class LoadSucceeded:
-    model: str
-    generation: int
-
-
-@dataclass(frozen=True)
-class LoadFailed:
-    """The load did not succeed, and its worker is gone."""
-
-    model: str
-    generation: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class WorkerExited:
-    """The worker of a model that was ready or draining is gone."""
-
-    model: str
-    generation: int
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time passed; due at `Scheduler.next_deadline()`."""
-
-
-@dataclass(frozen=True)
-class ShutdownRequested:
-    """Admit nothing more and stop each worker once its running requests have ended."""
-
-
-Event = (
-    RequestArrived
-    | RequestEnded
-    | LoadSucceeded
-    | LoadFailed
-    | WorkerExited
-    | Tick
-    | ShutdownRequested
-)
-
-
-# Effects: what the owner must do.
-
-
-@dataclass(frozen=True)
-class Admit:
-    """Send the request to the model's worker now."""
-
-    request: int
-    model: str
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Answer the request with an error."""
-
-    request: int
-    reason: str
-    code: str
-    retry_after_s: int
-
-
-@dataclass(frozen=True)
-class StartWorker:
-    """Start a worker; report `LoadSucceeded` or `LoadFailed`."""
-
-    model: str
-    generation: int
-    core_slot: int
-
-
-@dataclass(frozen=True)
-class StopWorker:
-    """Stop the worker, at once if `force`; report `WorkerExited` (or `LoadFailed` if loading)."""
-
-    model: str
-    generation: int
-    cause: str
-    force: bool = False
-
-
-Effect = Admit | Refuse | StartWorker | StopWorker
 
 
 @dataclass

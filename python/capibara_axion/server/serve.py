@@ -72,6 +72,7 @@ def worker_environment(
     local = all(Path(expert.model_path).is_absolute() for expert in config.experts)
     return {
         "CAPIBARA_AXION_API_KEY": None,  # only the gateway needs to know
+        "CAPIBARA_AXION_NUM_THREADS": None,  # each engine is given its threads
         # vLLM's CPU platform takes the in-process executor only with this at 0; `AsyncLLM` gives
         # the engine a process of its own either way.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
