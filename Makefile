@@ -15,6 +15,7 @@ CXX_FILES = $(shell find csrc tests/cpp -name '*.cc' -o -name '*.h')
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'settings: CONFIG=FILE and SERVE="--port N" for serve; PYTHON, TORCH_INDEX_URL, JOBS for the installation'
 
 bootstrap: ## install what is missing (system packages, .venv, torch, vLLM) and compile
 	@scripts/bootstrap.sh
