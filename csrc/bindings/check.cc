@@ -21,8 +21,7 @@ std::string name_of(const TensorView& view) {
 
 void expect_dims(const TensorView& view, int least) {
   if (view.dims < least) {
-    fail(view, "at least " + std::to_string(least) + " dimension(s)",
-         "shape " + view.shape_text());
+    fail(view, "at least " + std::to_string(least) + " dimension(s)", "shape " + view.shape_text());
   }
 }
 
@@ -163,8 +162,8 @@ int64_t check_weight(const TensorView& weight, const TensorView& x, bool heads) 
   if (matrix) return weight.shape[0];
   std::string expected = "shape [" + std::to_string(x.last()) + "]";
   if (heads && x.dims >= 2) {
-    expected += " or [" + std::to_string(x.shape[x.dims - 2]) + ", " + std::to_string(x.last()) +
-                "]";
+    expected +=
+        " or [" + std::to_string(x.shape[x.dims - 2]) + ", " + std::to_string(x.last()) + "]";
   }
   fail(weight, expected, weight.shape_text());
 }
@@ -255,7 +254,8 @@ SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* l
     }
   }
   return {x.dtype,        layout.shape,   x.last(),
-          layout.rows[0], layout.rows[1], static_cast<float>(scale), values};
+          layout.rows[0], layout.rows[1], static_cast<float>(scale),
+          values};
 }
 
 int64_t gated_cols(const TensorView& gate, bool packed) {
@@ -334,7 +334,8 @@ RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& 
       fail(*k, "the head_dim of q, " + std::to_string(size), std::to_string(k->shape[2]));
     }
   }
-  RopeArgs args = {q.dtype,    cache.dtype,    neox, rotary_dim, q_heads, k_heads,
+  RopeArgs args = {q.dtype,    cache.dtype,    neox,
+                   rotary_dim, q_heads,        k_heads,
                    cache.data, positions.data, positions.index == IndexType::kInt64};
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t position = position_of(args, t);

@@ -58,8 +58,8 @@ inline int64_t cols_of(const TensorView& view) { return view.dims ? view.last() 
 
 // Runs check(), and once more with the inputs copied if their strides are too deeply nested.
 template <class B, class Check>
-auto check_or_copy(const char* written, std::initializer_list<Input<B>*> inputs,
-                   const Check& check) -> decltype(check()) {
+auto check_or_copy(const char* written, std::initializer_list<Input<B>*> inputs, const Check& check)
+    -> decltype(check()) {
   try {
     return check();
   } catch (const NeedsCopy&) {
@@ -78,15 +78,13 @@ using GatedDriver = void (*)(const GatedCall&);
 
 // heads: the weight may have a row for each head (check_norm).
 template <class B>
-typename B::Array norm(NormDriver driver, bool heads, typename B::Array x,
-                       typename B::Array weight, double eps,
-                       std::optional<typename B::Array> out) {
+typename B::Array norm(NormDriver driver, bool heads, typename B::Array x, typename B::Array weight,
+                       double eps, std::optional<typename B::Array> out) {
   Input<B> input(std::move(x), "x"), gain(std::move(weight), "weight");
   gain.require_contiguous();
   Target<B> target = result<B>(std::move(out), input, cols_of(input.view));
-  const NormCall call = check_or_copy<B>("out", {&input}, [&] {
-    return check_norm(input.view, gain.view, eps, target.view, heads);
-  });
+  const NormCall call = check_or_copy<B>(
+      "out", {&input}, [&] { return check_norm(input.view, gain.view, eps, target.view, heads); });
   {
     const typename B::Unlocked unlocked;
     driver(call);
@@ -100,9 +98,8 @@ void fused_add_norm(typename B::Array x, typename B::Array residual, typename B:
   Target<B> values(std::move(x), "x"), sum(std::move(residual), "residual");
   Input<B> gain(std::move(weight), "weight");
   gain.require_contiguous();
-  const NormCall call = check_or_copy<B>("x", {}, [&] {
-    return check_fused_add_norm(values.view, sum.view, gain.view, eps);
-  });
+  const NormCall call = check_or_copy<B>(
+      "x", {}, [&] { return check_fused_add_norm(values.view, sum.view, gain.view, eps); });
   const typename B::Unlocked unlocked;
   fused_add_rms_norm(call);
 }
@@ -127,8 +124,7 @@ typename B::Array softmax_rows(typename B::Array x, double scale,
 
 template <class B>
 typename B::Array gated(GatedDriver driver, typename B::Array gate,
-                        std::optional<typename B::Array> up,
-                        std::optional<typename B::Array> out) {
+                        std::optional<typename B::Array> up, std::optional<typename B::Array> out) {
   Input<B> first(std::move(gate), up ? "gate" : "gate_up");
   std::optional<Input<B>> second;
   if (up) second.emplace(std::move(*up), "up");
@@ -155,8 +151,8 @@ void rotate(typename B::Array q, std::optional<typename B::Array> k,
   Input<B> cache(std::move(cos_sin_cache), "cos_sin_cache"), at(std::move(positions), "positions");
   cache.require_contiguous();
   at.require_contiguous();
-  const RopeArgs call = check_rope(queries.view, keys ? &keys->view : nullptr, cache.view, at.view,
-                                   head_dim, neox);
+  const RopeArgs call =
+      check_rope(queries.view, keys ? &keys->view : nullptr, cache.view, at.view, head_dim, neox);
   const typename B::Unlocked unlocked;
   rope(call, at.view.shape[0]);
 }

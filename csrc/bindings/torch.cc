@@ -177,8 +177,8 @@ using B = TorchBackend;
 template <NormDriver driver, bool heads>
 void norm_boxed(Value* stack, uint64_t, uint64_t) {
   Tensor x(stack[0]), weight(stack[1]);
-  stack[0] = norm<B>(driver, heads, std::move(x), std::move(weight), take_double(stack[2]), {})
-                 .release();
+  stack[0] =
+      norm<B>(driver, heads, std::move(x), std::move(weight), take_double(stack[2]), {}).release();
 }
 
 // (out, x, weight, eps)
@@ -198,8 +198,7 @@ void fused_add_rms_norm_boxed(Value* stack, uint64_t, uint64_t) {
 void softmax_boxed(Value* stack, uint64_t, uint64_t) {
   Tensor x(stack[0]);
   std::optional<Tensor> lengths = take_optional(stack[2]);
-  stack[0] =
-      softmax_rows<B>(std::move(x), take_double(stack[1]), std::move(lengths), {}).release();
+  stack[0] = softmax_rows<B>(std::move(x), take_double(stack[1]), std::move(lengths), {}).release();
 }
 
 // (out, x, scale, lengths?)

@@ -103,8 +103,7 @@ FeatureSet detect_features() {
 
 // MIDR_EL1 of CPU 0: implementer in bits 31-24 (0x41 is Arm), part number in bits 15-4.
 std::string detect_core() {
-  const std::string text =
-      first_line("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1");
+  const std::string text = first_line("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1");
   const uint64_t midr = std::strtoull(text.c_str(), nullptr, 16);
   if ((midr >> 24 & 0xff) != 0x41) return "";
   switch (midr >> 4 & 0xfff) {

@@ -45,12 +45,12 @@ class KernelTable {
 
 // Defines `accessor`, the table of the kernel that every ISA's namespace calls `function`. The
 // contract header declares scalar::function.
-#define CAPIBARA_DEFINE_TABLE(accessor, function)                                           \
-  CAPIBARA_FOR_EACH_ISA(CAPIBARA_DECLARE_IN, function)                                      \
-  const KernelTable<decltype(scalar::function)>& accessor() {                               \
-    static const KernelTable<decltype(scalar::function)> table(                             \
+#define CAPIBARA_DEFINE_TABLE(accessor, function)                                               \
+  CAPIBARA_FOR_EACH_ISA(CAPIBARA_DECLARE_IN, function)                                          \
+  const KernelTable<decltype(scalar::function)>& accessor() {                                   \
+    static const KernelTable<decltype(scalar::function)> table(                                 \
         {{Isa::scalar, scalar::function}, CAPIBARA_FOR_EACH_ISA(CAPIBARA_ENTRY_OF, function)}); \
-    return table;                                                                           \
+    return table;                                                                               \
   }
 
 }  // namespace capibara

@@ -4,12 +4,13 @@
 // everything here is local to the including source, so that the linker cannot hand code of a
 // wider ISA to a caller of a narrower one.
 //
-// The unit of work is a Pair: 2 * Lanes(d) consecutive elements, as two f32 vectors. How a pair's
+// The unit of memory is a pair: 2 * Lanes(d) consecutive elements, as two f32 vectors. How a pair's
 // elements spread over its vectors is its order:
-//   kSequential  a = the first half, b = the second half
-//   kEvenOdd     a = elements 0, 2, 4 ..., b = elements 1, 3, 5 ...
-// On x86, bf16 loads are cheapest in kEvenOdd (a shift and a mask, no lane crossing), and f32 ones
-// in kSequential. Operands that meet in one expression need the same order.
+//   kSequential  first half, second half
+//   kEvenOdd     elements 0, 2, 4 ..., elements 1, 3, 5 ...
+// On x86 without BF16 instructions, bf16 is cheapest in kEvenOdd (a shift and a mask, no lane
+// crossing); f32, and bf16 where an instruction rounds two vectors to one, in kSequential. Operands
+// that meet in one expression need the same order.
 #pragma once
 
 #ifndef CAPIBARA_ISA
@@ -33,6 +34,16 @@
 
 #include "base/dtype.h"
 
+#if HWY_ARCH_X86 && !defined(__AVX512BF16__)
+#define CAPIBARA_EVEN_ODD_BF16 1
+#else
+#define CAPIBARA_EVEN_ODD_BF16 0
+#endif
+
+// On every lambda of a kernel. GCC otherwise leaves those with several callers out of line, and
+// their constants are loaded again in each iteration: half the speed of exp.
+#define CAPIBARA_INLINE __attribute__((always_inline))
+
 namespace capibara {
 namespace CAPIBARA_ISA {
 namespace {
@@ -43,30 +54,68 @@ using FullF32 = hn::ScalableTag<float>;
 
 enum class Order { kSequential, kEvenOdd };
 
-template <class D>
-struct Pair {
-  hn::Vec<D> a, b;
+// Vectors that go through a computation together, each step for all of them. A polynomial is a
+// chain of some twenty dependent operations of latency 4: written one vector after the other, the
+// chains of four or five vectors fill a core's scheduler (about 100 entries) and it idles; written
+// side by side, four chains keep its two FMA pipes busy.
+template <class D, size_t n>
+struct Vecs {
+  hn::Vec<D> v[n];
 };
+template <class D>
+using Pair = Vecs<D, 2>;
+
+// f on each vector, or on the vectors at each index of several.
+template <class D, size_t n, class F>
+HWY_INLINE Vecs<D, n> map(Vecs<D, n> x, const F& f) {
+  for (size_t i = 0; i < n; ++i) x.v[i] = f(x.v[i]);
+  return x;
+}
+template <class D, size_t n, class F>
+HWY_INLINE Vecs<D, n> map(Vecs<D, n> x, Vecs<D, n> y, const F& f) {
+  for (size_t i = 0; i < n; ++i) x.v[i] = f(x.v[i], y.v[i]);
+  return x;
+}
+template <class D, size_t n, class F>
+HWY_INLINE Vecs<D, n> map(Vecs<D, n> x, Vecs<D, n> y, Vecs<D, n> z, const F& f) {
+  for (size_t i = 0; i < n; ++i) x.v[i] = f(x.v[i], y.v[i], z.v[i]);
+  return x;
+}
+
+template <size_t n, class D>
+HWY_INLINE Vecs<D, n> fill(D, hn::Vec<D> value) {
+  Vecs<D, n> x;
+  for (size_t i = 0; i < n; ++i) x.v[i] = value;
+  return x;
+}
 
 // The cheapest order for operands of these types.
 template <class... T>
 constexpr Order order_of() {
   constexpr bool all_bf16 = (... && (DTypeOf<T>::value == DType::kBF16));
-  return HWY_ARCH_X86 && all_bf16 ? Order::kEvenOdd : Order::kSequential;
+  return CAPIBARA_EVEN_ODD_BF16 && all_bf16 ? Order::kEvenOdd : Order::kSequential;
 }
 
-// How much of a pair lies inside the buffer.
-struct Whole {};
+// How much lies at an index: so many whole vectors, or a part of a pair.
+template <size_t n>
+struct Whole {
+  static constexpr size_t vectors = n;
+};
 struct Part {
+  static constexpr size_t vectors = 2;
   size_t count;
 };
 
-// Calls body(i, Whole) for each pair that lies in [0, n), and body(i, Part) for what remains.
+// Calls body(i, extent) for consecutive extents that together are [0, n).
 template <class D, class Body>
-HWY_INLINE void for_each_pair(D d, size_t n, const Body& body) {
-  const size_t step = 2 * hn::Lanes(d);
+HWY_INLINE void for_each_extent(D d, size_t n, const Body& body) {
+  const size_t lanes = hn::Lanes(d);
   size_t i = 0;
-  for (; i + step <= n; i += step) body(i, Whole{});
+  for (; i + 4 * lanes <= n; i += 4 * lanes) body(i, Whole<4>{});
+  if (i + 2 * lanes <= n) {
+    body(i, Whole<2>{});
+    i += 2 * lanes;
+  }
   if (i < n) body(i, Part{n - i});
 }
 
@@ -135,10 +184,10 @@ template <Order order, class D>
 HWY_INLINE Pair<D> load(D d, const float* p) {
   Pair<D> pair;
   if constexpr (order == Order::kEvenOdd) {
-    hn::LoadInterleaved2(d, p, pair.a, pair.b);
+    hn::LoadInterleaved2(d, p, pair.v[0], pair.v[1]);
   } else {
-    pair.a = hn::LoadU(d, p);
-    pair.b = hn::LoadU(d, p + hn::Lanes(d));
+    pair.v[0] = hn::LoadU(d, p);
+    pair.v[1] = hn::LoadU(d, p + hn::Lanes(d));
   }
   return pair;
 }
@@ -147,9 +196,9 @@ template <Order order, class D>
 HWY_INLINE Pair<D> load(D d, const F16* p) {
   if constexpr (order == Order::kEvenOdd) {
     const auto a = load_one(d, p), b = load_one(d, p + hn::Lanes(d));
-    return {hn::ConcatEven(d, b, a), hn::ConcatOdd(d, b, a)};
+    return {{hn::ConcatEven(d, b, a), hn::ConcatOdd(d, b, a)}};
   } else {
-    return {load_one(d, p), load_one(d, p + hn::Lanes(d))};
+    return {{load_one(d, p), load_one(d, p + hn::Lanes(d))}};
   }
 }
 
@@ -157,19 +206,18 @@ template <Order order, class D>
 HWY_INLINE Pair<D> load(D d, const BF16* p) {
   if constexpr (order == Order::kEvenOdd) {
     const hn::Rebind<uint32_t, D> du;
-    const auto bits =
-        hn::BitCast(du, hn::LoadU(hn::Repartition<uint16_t, D>(), &p->bits));
-    return {hn::BitCast(d, hn::ShiftLeft<16>(bits)),
-            hn::BitCast(d, hn::And(bits, hn::Set(du, 0xffff0000u)))};
+    const auto bits = hn::BitCast(du, hn::LoadU(hn::Repartition<uint16_t, D>(), &p->bits));
+    return {{hn::BitCast(d, hn::ShiftLeft<16>(bits)),
+             hn::BitCast(d, hn::And(bits, hn::Set(du, 0xffff0000u)))}};
   } else {
 #if HWY_ARCH_ARM_A64
     if constexpr (hn::MaxLanes(D()) == 4) {  // SHLL widens and shifts in one instruction
       const uint16x8_t bits = vld1q_u16(&p->bits);
-      return {hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
-              hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))};
+      return {{hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
+               hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))}};
     }
 #endif
-    return {load_one(d, p), load_one(d, p + hn::Lanes(d))};
+    return {{load_one(d, p), load_one(d, p + hn::Lanes(d))}};
   }
 }
 
@@ -177,10 +225,10 @@ HWY_INLINE Pair<D> load(D d, const BF16* p) {
 template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, float* p, Pair<D> pair) {
   if constexpr (order == Order::kEvenOdd) {
-    hn::StoreInterleaved2(pair.a, pair.b, d, p);
+    hn::StoreInterleaved2(pair.v[0], pair.v[1], d, p);
   } else {
-    hn::StoreU(pair.a, d, p);
-    hn::StoreU(pair.b, d, p + hn::Lanes(d));
+    hn::StoreU(pair.v[0], d, p);
+    hn::StoreU(pair.v[1], d, p + hn::Lanes(d));
   }
   return pair;
 }
@@ -189,30 +237,48 @@ template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, F16* p, Pair<D> pair) {
   if constexpr (order == Order::kEvenOdd) {
     HWY_ALIGN float lanes[2 * hn::MaxLanes(D())];
-    hn::StoreInterleaved2(pair.a, pair.b, d, lanes);
+    hn::StoreInterleaved2(pair.v[0], pair.v[1], d, lanes);
     pair = load<Order::kSequential>(d, lanes);
   }
-  store_one(d, p, pair.a);
-  store_one(d, p + hn::Lanes(d), pair.b);
+  store_one(d, p, pair.v[0]);
+  store_one(d, p + hn::Lanes(d), pair.v[1]);
   return load<order>(d, p);
 }
 
+#ifdef __AVX512BF16__
+// VCVTNE2PS2BF16 rounds as bf16_bits_in_upper_half does, but takes subnormals for zero.
+HWY_INLINE bool any_subnormal(__m512 a, __m512 b) {
+  constexpr int kSubnormal = 0x20;
+  return _kortestz_mask16_u8(_mm512_fpclass_ps_mask(a, kSubnormal),
+                             _mm512_fpclass_ps_mask(b, kSubnormal)) == 0;
+}
+#endif
+
 template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
+#ifdef __AVX512BF16__
+  if constexpr (order == Order::kSequential && hn::MaxLanes(D()) == 16) {
+    if (HWY_LIKELY(!any_subnormal(pair.v[0].raw, pair.v[1].raw))) {
+      const __m512bh rounded = _mm512_cvtne2ps_pbh(pair.v[1].raw, pair.v[0].raw);
+      _mm512_storeu_si512(p, reinterpret_cast<__m512i>(rounded));
+      return load<order>(d, p);
+    }
+  }
+#endif
 #if HWY_ARCH_ARM_A64 && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
   if constexpr (order == Order::kSequential && hn::MaxLanes(D()) == 4) {
-    const bfloat16x8_t low = vcvtq_low_bf16_f32(pair.a.raw);
-    const uint16x8_t bits = vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(low, pair.b.raw));
+    const bfloat16x8_t low = vcvtq_low_bf16_f32(pair.v[0].raw);
+    const uint16x8_t bits = vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(low, pair.v[1].raw));
     vst1q_u16(&p->bits, bits);
-    return {hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
-            hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))};
+    return {{hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
+             hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))}};
   }
 #endif
   const hn::Rebind<uint32_t, D> du;
   const hn::Repartition<uint16_t, D> d16;
   const auto high = hn::Set(du, 0xffff0000u);
-  const auto a = bf16_bits_in_upper_half(d, pair.a);
-  const auto b = bf16_bits_in_upper_half(d, pair.b);
+  const auto a = bf16_bits_in_upper_half(d, pair.v[0]);
+  const auto b = bf16_bits_in_upper_half(d, pair.v[1]);
   uint16_t* bits = &p->bits;
   if constexpr (order == Order::kEvenOdd) {
     hn::StoreU(hn::BitCast(d16, hn::OrAnd(hn::ShiftRight<16>(a), b, high)), d16, bits);
@@ -221,14 +287,20 @@ HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
     hn::StoreU(hn::TruncateTo(half, hn::ShiftRight<16>(a)), half, bits);
     hn::StoreU(hn::TruncateTo(half, hn::ShiftRight<16>(b)), half, bits + hn::Lanes(d));
   }
-  return {hn::BitCast(d, hn::And(a, high)), hn::BitCast(d, hn::And(b, high))};
+  return {{hn::BitCast(d, hn::And(a, high)), hn::BitCast(d, hn::And(b, high))}};
 }
 
 // ---------------------------------------------------------------- at an index, whole or in part
 
-template <Order order, class D, class T>
-HWY_INLINE Pair<D> load(D d, const T* p, Whole) {
-  return load<order>(d, p);
+template <Order order, class D, class T, size_t n>
+HWY_INLINE Vecs<D, n> load(D d, const T* p, Whole<n>) {
+  Vecs<D, n> x;
+  for (size_t i = 0; i < n; i += 2) {
+    const Pair<D> pair = load<order>(d, p + i * hn::Lanes(d));
+    x.v[i] = pair.v[0];
+    x.v[i + 1] = pair.v[1];
+  }
+  return x;
 }
 
 // Elements past the buffer's end are never read: they are zero.
@@ -241,7 +313,7 @@ HWY_INLINE Pair<D> load(D d, const T* p, Part part) {
 
 // A single vector of consecutive elements.
 template <class D, class T>
-HWY_INLINE hn::Vec<D> load_one(D d, const T* p, Whole) {
+HWY_INLINE hn::Vec<D> load_one(D d, const T* p, Whole<1>) {
   return load_one(d, p);
 }
 
@@ -252,9 +324,14 @@ HWY_INLINE hn::Vec<D> load_one(D d, const T* p, Part part) {
   return load_one(d, buffer);
 }
 
-template <Order order, class D, class T>
-HWY_INLINE Pair<D> store(D d, T* p, Pair<D> pair, Whole) {
-  return store<order>(d, p, pair);
+template <Order order, class D, class T, size_t n>
+HWY_INLINE Vecs<D, n> store(D d, T* p, Vecs<D, n> x, Whole<n>) {
+  for (size_t i = 0; i < n; i += 2) {
+    const Pair<D> rounded = store<order>(d, p + i * hn::Lanes(d), Pair<D>{{x.v[i], x.v[i + 1]}});
+    x.v[i] = rounded.v[0];
+    x.v[i + 1] = rounded.v[1];
+  }
+  return x;
 }
 
 template <Order order, class D, class T>
@@ -266,27 +343,33 @@ HWY_INLINE Pair<D> store(D d, T* p, Pair<D> pair, Part part) {
 }
 
 // `other` in place of what lies past the buffer's end.
-template <Order, class D>
-HWY_INLINE Pair<D> replace_outside(D, Pair<D> pair, hn::Vec<D>, Whole) {
-  return pair;
+template <Order, class D, size_t n>
+HWY_INLINE Vecs<D, n> replace_outside(D, Vecs<D, n> x, hn::Vec<D>, Whole<n>) {
+  return x;
 }
 
 template <Order order, class D>
 HWY_INLINE Pair<D> replace_outside(D d, Pair<D> pair, hn::Vec<D> other, Part part) {
   const size_t n = part.count, lanes = hn::Lanes(d);
-  const size_t in_a = order == Order::kEvenOdd ? (n + 1) / 2 : HWY_MIN(n, lanes);
-  return {hn::IfThenElse(hn::FirstN(d, in_a), pair.a, other),
-          hn::IfThenElse(hn::FirstN(d, n - in_a), pair.b, other)};
+  const size_t in_first = order == Order::kEvenOdd ? (n + 1) / 2 : HWY_MIN(n, lanes);
+  return {{hn::IfThenElse(hn::FirstN(d, in_first), pair.v[0], other),
+           hn::IfThenElse(hn::FirstN(d, n - in_first), pair.v[1], other)}};
 }
 
-// f(vector) or f(vector, vector) on both halves.
-template <class D, class F>
-HWY_INLINE Pair<D> map(Pair<D> x, const F& f) {
-  return {f(x.a), f(x.b)};
-}
-template <class D, class F>
-HWY_INLINE Pair<D> map(Pair<D> x, Pair<D> y, const F& f) {
-  return {f(x.a, y.a), f(x.b, y.b)};
+// One vector that holds total = accumulate(total, x) over the vectors x of all f(i, extent), begun
+// with `start`; `combine` joins two totals. There are four: with one or two, their latency would be
+// what the loop waits for.
+template <class D, class Accumulate, class Combine, class F>
+HWY_INLINE hn::Vec<D> reduce(D d, size_t n, hn::Vec<D> start, const Accumulate& accumulate,
+                             const Combine& combine, const F& f) {
+  Vecs<D, 4> total = fill<4>(d, start);
+  for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+    const auto x = f(i, extent);
+    for (size_t k = 0; k < decltype(extent)::vectors; ++k) {
+      total.v[k] = accumulate(total.v[k], x.v[k]);
+    }
+  });
+  return combine(combine(total.v[0], total.v[1]), combine(total.v[2], total.v[3]));
 }
 
 }  // namespace

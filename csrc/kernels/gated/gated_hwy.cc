@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/gated/gated.h"
-
 #include "kernels/math/math-inl.h"
 
 namespace capibara {
@@ -13,55 +12,53 @@ template <class F>
 HWY_INLINE void for_each_element(const GatedArgs& a, int64_t begin, int64_t end,
                                  const F& activation) {
   const FullF32 d;
-  dispatch(a.dtype, [&](auto element) {
+  dispatch(a.dtype, [&](auto element) CAPIBARA_INLINE {
     using T = decltype(element);
     constexpr Order order = order_of<T>();
     for (int64_t r = begin; r < end; ++r) {
       const T* gate = static_cast<const T*>(a.gate) + r * a.gate_stride;
       const T* up = static_cast<const T*>(a.up) + r * a.up_stride;
       T* y = static_cast<T*>(a.y) + r * a.y_stride;
-      for_each_pair(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) {
+      for_each_extent(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
         const auto g = load<order>(d, gate + i, extent);
         const auto u = load<order>(d, up + i, extent);
-        store<order>(d, y + i,
-                     map(g, u, [&](V x, V times) { return hn::Mul(activation(x), times); }),
-                     extent);
+        const auto product =
+            map(activation(g), u, [](V x, V times) CAPIBARA_INLINE { return hn::Mul(x, times); });
+        store<order>(d, y + i, product, extent);
       });
     }
   });
 }
 
-// x / (1 + e^-y), which is x sigmoid(y)
-HWY_INLINE V times_sigmoid(V x, V y) {
-  const FullF32 d;
-  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), exp(d, hn::Neg(y))));
-}
-
 }  // namespace
 
 void silu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  for_each_element(a, begin, end, [](V x) { return times_sigmoid(x, x); });
+  for_each_element(a, begin, end,
+                   [](auto x) CAPIBARA_INLINE { return times_sigmoid(FullF32(), x, x); });
 }
 
 void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  for_each_element(a, begin, end, [](V x) {
-    const FullF32 d;
+  const FullF32 d;
+  const V root_half = hn::Set(d, 0.70710678f), half = hn::Set(d, 0.5f), one = hn::Set(d, 1.0f);
+  for_each_element(a, begin, end, [&](auto x) CAPIBARA_INLINE {
     // Phi(x) = erfc(-x / sqrt(2)) / 2, by the tail on the side of x, where it keeps its digits.
-    const auto tail = hn::Mul(hn::Set(d, 0.5f),
-                              erfc_nonnegative(d, hn::Mul(hn::Abs(x), hn::Set(d, 0.70710678f))));
-    const auto phi =
-        hn::IfThenElse(hn::Lt(x, hn::Zero(d)), tail, hn::Sub(hn::Set(d, 1.0f), tail));
-    return hn::Mul(x, phi);
+    const auto z = map(x, [&](V v) CAPIBARA_INLINE { return hn::Mul(hn::Abs(v), root_half); });
+    return map(x, erfc_nonnegative(d, z), [&](V v, V tail) CAPIBARA_INLINE {
+      tail = hn::Mul(tail, half);
+      return hn::Mul(v, hn::IfThenElse(hn::Lt(v, hn::Zero(d)), tail, hn::Sub(one, tail)));
+    });
   });
 }
 
 void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
+  const FullF32 d;
+  const V linear = hn::Set(d, 2 * 0.79788456f), cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
   // (1 + tanh(u)) / 2 = sigmoid(2 u): no cancellation where tanh is near -1, and one exponential.
-  for_each_element(a, begin, end, [](V x) {
-    const FullF32 d;
-    const auto cubic = hn::MulAdd(hn::Mul(x, x), hn::Set(d, 2 * 0.79788456f * 0.044715f),
-                                  hn::Set(d, 2 * 0.79788456f));
-    return times_sigmoid(x, hn::Mul(x, cubic));
+  for_each_element(a, begin, end, [&](auto x) CAPIBARA_INLINE {
+    const auto u = map(x, [&](V v) CAPIBARA_INLINE {
+      return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, linear));
+    });
+    return times_sigmoid(d, x, u);
   });
 }
 

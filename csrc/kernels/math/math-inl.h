@@ -9,124 +9,179 @@ namespace capibara {
 namespace CAPIBARA_ISA {
 namespace {
 
+// p * r + c, for all vectors.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> horner(D d, Vecs<D, n> p, Vecs<D, n> r, float c) {
+  const auto constant = hn::Set(d, c);
+  return map(p, r, [&](auto a, auto b) CAPIBARA_INLINE { return hn::MulAdd(a, b, constant); });
+}
+
 // e^r for |r| <= ln(2) / 2: minimax of degree 6, relative error 9.4e-9 before rounding.
-template <class D>
-HWY_INLINE hn::Vec<D> exp_reduced(D d, hn::Vec<D> r) {
-  auto p = hn::MulAdd(hn::Set(d, 0.00139012875911f), r, hn::Set(d, 0.00836314637679f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.0416668534185f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.166665772839f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.499999995526f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  return hn::MulAdd(p, r, hn::Set(d, 1.0f));
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> exp_reduced(D d, Vecs<D, n> r) {
+  auto p = horner(d, fill<n>(d, hn::Set(d, 0.00139012875911f)), r, 0.00836314637679f);
+  p = horner(d, p, r, 0.0416668534185f);
+  p = horner(d, p, r, 0.166665772839f);
+  p = horner(d, p, r, 0.499999995526f);
+  p = horner(d, p, r, 1.0f);
+  return horner(d, p, r, 1.0f);
 }
 
-// x - n ln(2) with ln(2) in two parts (W. Cody and W. Waite, "Software Manual for the Elementary
-// Functions", 1980): the first has 9 significant bits, so that n times it is exact even without
+// round(x / ln(2)), a whole number.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> nearest_ln2_multiple(D d, Vecs<D, n> x) {
+  const auto log2e = hn::Set(d, 1.44269504f);
+  return map(x, [&](auto a) CAPIBARA_INLINE { return hn::Round(hn::Mul(a, log2e)); });
+}
+
+// x - k ln(2) with ln(2) in two parts (W. Cody and W. Waite, "Software Manual for the Elementary
+// Functions", 1980): the first has 9 significant bits, so that k times it is exact even without
 // FMA.
-template <class D>
-HWY_INLINE hn::Vec<D> subtract_ln2_multiple(D d, hn::Vec<D> x, hn::Vec<D> n) {
-  const auto high = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
-  return hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), high);
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> subtract_ln2_multiple(D d, Vecs<D, n> x, Vecs<D, n> k) {
+  const auto high = hn::Set(d, 0.693359375f), low = hn::Set(d, -2.12194440e-4f);
+  x = map(x, k,
+          [&](auto a, auto multiple) CAPIBARA_INLINE { return hn::NegMulAdd(multiple, high, a); });
+  return map(
+      x, k, [&](auto a, auto multiple) CAPIBARA_INLINE { return hn::NegMulAdd(multiple, low, a); });
 }
 
-// p * 2^n; n is a whole number in [-151, 129], p is in [0.7, 1.5]. Rounds once, also where the
+// p * 2^k; k is a whole number in [-151, 129], p is in [0.7, 1.5]. Rounds once, also where the
 // result is subnormal.
-template <class D>
-HWY_INLINE hn::Vec<D> scale_by_power(D d, hn::Vec<D> p, hn::Vec<D> n) {
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> scale_by_power([[maybe_unused]] D d, Vecs<D, n> p, Vecs<D, n> k) {
 #if HWY_TARGET <= HWY_AVX3
-  if constexpr (hn::MaxLanes(D()) == 16) return hn::Vec<D>{_mm512_scalef_ps(p.raw, n.raw)};
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    return map(p, k, [](auto a, auto e) CAPIBARA_INLINE {
+      return hn::Vec<D>{_mm512_scalef_ps(a.raw, e.raw)};
+    });
+  }
 #endif
-  // 2^n itself can be out of range: two factors of about its root are not, and the first product
+  // 2^k itself can be out of range: two factors of about its root are not, and the first product
   // is exact.
-  const hn::RebindToSigned<D> di;
-  const auto whole = hn::ConvertTo(di, n);
-  const auto first = hn::ShiftRight<1>(whole);
-  const auto second = hn::Sub(whole, first);
-  const auto bias = hn::Set(di, 127);
-  p = hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(first, bias))));
-  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(second, bias))));
+  return map(p, k, [&](auto a, auto e) CAPIBARA_INLINE {
+    const hn::RebindToSigned<D> di;
+    const auto whole = hn::ConvertTo(di, e);
+    const auto first = hn::ShiftRight<1>(whole);
+    const auto second = hn::Sub(whole, first);
+    const auto bias = hn::Set(di, 127);
+    a = hn::Mul(a, hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(first, bias))));
+    return hn::Mul(a, hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(second, bias))));
+  });
 }
 
 // e^x over the whole range: infinity above 88.72, zero below -103.97, subnormals between; NaN
 // stays.
-template <class D>
-HWY_INLINE hn::Vec<D> exp(D d, hn::Vec<D> x) {
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> exp(D d, Vecs<D, n> x) {
   // The bounds come first: on x86, Min and Max give the second operand if one is NaN.
-  x = hn::Min(hn::Set(d, 89.0f), x);
-  x = hn::Max(hn::Set(d, -104.5f), x);
-  const auto n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
-  return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, n)), n);
+  const auto most = hn::Set(d, 89.0f), least = hn::Set(d, -104.5f);
+  x = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, hn::Min(most, a)); });
+  const auto k = nearest_ln2_multiple(d, x);
+  return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
 }
 
-// e^x for x <= 0, as softmax needs it: where the result would be subnormal (x < -87.33), zero.
-// That is below 2^-126 of the row's largest term, and saves the second scaling.
-template <class D>
-HWY_INLINE hn::Vec<D> exp_nonpositive(D d, hn::Vec<D> x) {
+// e^x for x <= 0; subnormals are kept.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> exp_nonpositive(D d, Vecs<D, n> x) {
+  const auto least = hn::Set(d, -104.5f);
+  x = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, a); });
+  const auto k = nearest_ln2_multiple(d, x);
+  return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
+}
+
+// e^x for x <= 0, zero where the result would be subnormal (x < -87.33): that is all that softmax
+// needs, being below 2^-126 of the row's largest term, and saves the second scaling.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
 #if HWY_TARGET <= HWY_AVX3
-  if constexpr (hn::MaxLanes(D()) == 16) return exp(d, x);  // VSCALEFPS: nothing to save
+  if constexpr (hn::MaxLanes(D()) == 16) return exp_nonpositive(d, x);  // VSCALEFPS: no saving
 #endif
-  const hn::RebindToSigned<D> di;
-  const auto smallest = hn::Set(d, -87.33f);
-  const auto bounded = hn::Max(smallest, x);
-  const auto n = hn::Round(hn::Mul(bounded, hn::Set(d, 1.44269504f)));
-  const auto p = exp_reduced(d, subtract_ln2_multiple(d, bounded, n));
-  const auto power = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  return hn::IfThenZeroElse(hn::Lt(x, smallest), hn::Mul(p, hn::BitCast(d, power)));
+  const auto least = hn::Set(d, -87.33f);
+  const auto bounded = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, a); });
+  const auto k = nearest_ln2_multiple(d, bounded);
+  const auto p = exp_reduced(d, subtract_ln2_multiple(d, bounded, k));
+  return map(p, k, x, [&](auto a, auto e, auto given) CAPIBARA_INLINE {
+    const hn::RebindToSigned<D> di;
+    const auto power = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, e), hn::Set(di, 127)));
+    return hn::IfThenZeroElse(hn::Lt(given, least), hn::Mul(a, hn::BitCast(d, power)));
+  });
 }
 
-// 1 / (1 + e^-x), by e^-|x| so that nothing overflows and the lower tail keeps its digits.
-template <class D>
-HWY_INLINE hn::Vec<D> sigmoid(D d, hn::Vec<D> x) {
+// x / (1 + e^-y), that is x sigmoid(y), by e^-|y|: nothing overflows, and the lower tail keeps its
+// digits.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> times_sigmoid(D d, Vecs<D, n> x, Vecs<D, n> y) {
   const auto one = hn::Set(d, 1.0f);
-  const auto e = exp(d, hn::Neg(hn::Abs(x)));
-  const auto numerator = hn::IfThenElse(hn::Lt(x, hn::Zero(d)), e, one);
-  return hn::Div(numerator, hn::Add(one, e));
+  const auto e =
+      exp_nonpositive(d, map(y, [](auto a) CAPIBARA_INLINE { return hn::Neg(hn::Abs(a)); }));
+  const auto numerator = map(x, y, e, [&](auto a, auto b, auto c) CAPIBARA_INLINE {
+    return hn::IfThenElse(hn::Lt(b, hn::Zero(d)), hn::Mul(a, c), a);
+  });
+  return map(numerator, e,
+             [&](auto a, auto b) CAPIBARA_INLINE { return hn::Div(a, hn::Add(one, b)); });
 }
 
-template <class D>
-HWY_INLINE hn::Vec<D> tanh(D d, hn::Vec<D> x) {
-  const auto magnitude = hn::Abs(x);
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> sigmoid(D d, Vecs<D, n> x) {
+  return times_sigmoid(d, fill<n>(d, hn::Set(d, 1.0f)), x);
+}
+
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> tanh(D d, Vecs<D, n> x) {
   // |x| <= 0.625: x + x^3 P(x^2), relative error 1.3e-7 in P, which is at most 0.13 of the result.
-  const auto y = hn::Mul(x, x);
-  auto p = hn::MulAdd(hn::Set(d, -0.00609694290882f), y, hn::Set(d, 0.0209973589146f));
-  p = hn::MulAdd(p, y, hn::Set(d, -0.0538509538899f));
-  p = hn::MulAdd(p, y, hn::Set(d, 0.133327700871f));
-  p = hn::MulAdd(p, y, hn::Set(d, -0.333333289485f));
-  const auto near_zero = hn::MulAdd(hn::Mul(x, y), p, x);
+  const auto y = map(x, [](auto a) CAPIBARA_INLINE { return hn::Mul(a, a); });
+  auto p = horner(d, fill<n>(d, hn::Set(d, -0.00609694290882f)), y, 0.0209973589146f);
+  p = horner(d, p, y, -0.0538509538899f);
+  p = horner(d, p, y, 0.133327700871f);
+  p = horner(d, p, y, -0.333333289485f);
+  const auto near_zero = map(x, y, p, [](auto a, auto b, auto c) CAPIBARA_INLINE {
+    return hn::MulAdd(hn::Mul(a, b), c, a);
+  });
   // Above, 1 - 2 / (e^2|x| + 1) loses less than a bit.
-  const auto one = hn::Set(d, 1.0f);
-  const auto e = exp(d, hn::Add(magnitude, magnitude));
-  const auto far = hn::Sub(one, hn::Div(hn::Set(d, 2.0f), hn::Add(e, one)));
-  return hn::IfThenElse(hn::Gt(magnitude, hn::Set(d, 0.625f)), hn::CopySign(far, x), near_zero);
+  const auto one = hn::Set(d, 1.0f), two = hn::Set(d, 2.0f);
+  const auto e = exp(d, map(x, [&](auto a) CAPIBARA_INLINE { return hn::Mul(two, hn::Abs(a)); }));
+  return map(x, near_zero, e, [&](auto a, auto near, auto b) CAPIBARA_INLINE {
+    const auto far = hn::Sub(one, hn::Div(two, hn::Add(b, one)));
+    return hn::IfThenElse(hn::Gt(hn::Abs(a), hn::Set(d, 0.625f)), hn::CopySign(far, a), near);
+  });
 }
 
 // erfc(z) for z >= 0: e^(-z^2) t P(t) with t = 1 / (1 + z / 2) (the form of C. Hastings,
 // "Approximations for Digital Computers", 1955), P minimax of degree 9, relative error 2e-8.
-template <class D>
-HWY_INLINE hn::Vec<D> erfc_nonnegative(D d, hn::Vec<D> z) {
-  const auto one = hn::Set(d, 1.0f);
-  z = hn::Min(hn::Set(d, 10.06f), z);  // erfc(10.06) < 2^-149
-  const auto t = hn::Div(one, hn::MulAdd(z, hn::Set(d, 0.5f), one));
-  auto p = hn::MulAdd(hn::Set(d, 0.0121018534752f), t, hn::Set(d, -0.12228740354f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.426710771541f));
-  p = hn::MulAdd(p, t, hn::Set(d, -0.667151471172f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.418968047596f));
-  p = hn::MulAdd(p, t, hn::Set(d, -0.0971292777665f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.225150278207f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.238724162532f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.282848093572f));
-  p = hn::MulAdd(p, t, hn::Set(d, 0.282064925619f));
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> erfc_nonnegative(D d, Vecs<D, n> z) {
+  const auto one = hn::Set(d, 1.0f), half = hn::Set(d, 0.5f);
+  const auto most = hn::Set(d, 10.06f);  // erfc(10.06) < 2^-149
+  z = map(z, [&](auto a) CAPIBARA_INLINE { return hn::Min(most, a); });
+  const auto t =
+      map(z, [&](auto a) CAPIBARA_INLINE { return hn::Div(one, hn::MulAdd(a, half, one)); });
+  auto p = horner(d, fill<n>(d, hn::Set(d, 0.0121018534752f)), t, -0.12228740354f);
+  p = horner(d, p, t, 0.426710771541f);
+  p = horner(d, p, t, -0.667151471172f);
+  p = horner(d, p, t, 0.418968047596f);
+  p = horner(d, p, t, -0.0971292777665f);
+  p = horner(d, p, t, 0.225150278207f);
+  p = horner(d, p, t, 0.238724162532f);
+  p = horner(d, p, t, 0.282848093572f);
+  p = horner(d, p, t, 0.282064925619f);
   // The rounding of z^2 is up to 100 * 2^-24 in the exponent; its FMA residue restores it.
-  const auto square = hn::Mul(z, z);
-  const auto residue = hn::NegMulAdd(z, z, square);
-  const auto e = exp(d, hn::Neg(square));
-  return hn::Mul(hn::MulAdd(e, residue, e), hn::Mul(t, p));
+  const auto square = map(z, [](auto a) CAPIBARA_INLINE { return hn::Mul(a, a); });
+  auto e = exp_nonpositive(d, map(square, [](auto a) CAPIBARA_INLINE { return hn::Neg(a); }));
+  e = map(e, z, square, [](auto a, auto b, auto c) CAPIBARA_INLINE {
+    return hn::MulAdd(a, hn::NegMulAdd(b, b, c), a);
+  });
+  return map(e, t, p,
+             [](auto a, auto b, auto c) CAPIBARA_INLINE { return hn::Mul(a, hn::Mul(b, c)); });
 }
 
-template <class D>
-HWY_INLINE hn::Vec<D> erfc(D d, hn::Vec<D> x) {
-  const auto upper = erfc_nonnegative(d, hn::Abs(x));
-  return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Sub(hn::Set(d, 2.0f), upper), upper);
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> erfc(D d, Vecs<D, n> x) {
+  const auto upper = erfc_nonnegative(d, map(x, [](auto a) CAPIBARA_INLINE { return hn::Abs(a); }));
+  const auto two = hn::Set(d, 2.0f);
+  return map(x, upper, [&](auto a, auto b) CAPIBARA_INLINE {
+    return hn::IfThenElse(hn::Lt(a, hn::Zero(d)), hn::Sub(two, b), b);
+  });
 }
 
 }  // namespace

@@ -10,35 +10,26 @@ namespace {
 
 using V = hn::Vec<FullF32>;
 
-// Sums f(i, extent, accumulators) over a row. FMA latency 4 at two a cycle wants eight
-// accumulators; four (two pairs an iteration) already keep up with the loads from L2.
+HWY_INLINE V plus(V x, V y) { return hn::Add(x, y); }
+
+// The sum over all elements of f(i, extent), or of their squares.
 template <class F>
-HWY_INLINE float sum_over(size_t n, const F& f) {
+HWY_INLINE float sum_of(size_t n, const F& f) {
   const FullF32 d;
-  const size_t step = 2 * hn::Lanes(d);
-  Pair<FullF32> first = {hn::Zero(d), hn::Zero(d)}, second = first;
-  size_t i = 0;
-  for (; i + 2 * step <= n; i += 2 * step) {
-    first = f(i, Whole{}, first);
-    second = f(i + step, Whole{}, second);
-  }
-  if (i + step <= n) {
-    first = f(i, Whole{}, first);
-    i += step;
-  }
-  if (i < n) second = f(i, Part{n - i}, second);
-  const V sum = hn::Add(hn::Add(first.a, second.a), hn::Add(first.b, second.b));
-  return hn::GetLane(hn::SumOfLanes(d, sum));
+  return hn::GetLane(hn::SumOfLanes(d, reduce(d, n, hn::Zero(d), plus, plus, f)));
 }
 
-HWY_INLINE Pair<FullF32> add_squares(Pair<FullF32> x, Pair<FullF32> sum) {
-  return {hn::MulAdd(x.a, x.a, sum.a), hn::MulAdd(x.b, x.b, sum.b)};
+template <class F>
+HWY_INLINE float sum_of_squares(size_t n, const F& f) {
+  const FullF32 d;
+  const auto add_square = [](V total, V x) CAPIBARA_INLINE { return hn::MulAdd(x, x, total); };
+  return hn::GetLane(hn::SumOfLanes(d, reduce(d, n, hn::Zero(d), add_square, plus, f)));
 }
 
 // Calls f with the typed row pointers of each row; W is f32 or the rows' own type.
 template <class F>
 HWY_INLINE void for_each_row(const NormArgs& a, int64_t begin, int64_t end, const F& f) {
-  const auto rows = [&](auto element, auto weight_element) {
+  const auto rows = [&](auto element, auto weight_element) CAPIBARA_INLINE {
     using T = decltype(element);
     using W = decltype(weight_element);
     for (int64_t r = begin; r < end; ++r) {
@@ -48,7 +39,7 @@ HWY_INLINE void for_each_row(const NormArgs& a, int64_t begin, int64_t end, cons
         static_cast<const W*>(a.weight) + weight_row * a.cols);
     }
   };
-  dispatch(a.dtype, [&](auto element) {
+  dispatch(a.dtype, [&](auto element) CAPIBARA_INLINE {
     if (a.weight_dtype == a.dtype) {
       rows(element, element);
     } else {
@@ -62,12 +53,12 @@ template <Order order, class T, class W>
 HWY_INLINE void scale_row(const T* x, T* y, const W* weight, size_t n, float scale) {
   const FullF32 d;
   const V s = hn::Set(d, scale);
-  for_each_pair(d, n, [&](size_t i, auto extent) {
+  for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
     const auto w = load<order>(d, weight + i, extent);
     const auto v = load<order>(d, x + i, extent);
-    store<order>(d, y + i,
-                 map(v, w, [&](V value, V gain) { return hn::Mul(hn::Mul(value, s), gain); }),
-                 extent);
+    const auto scaled =
+        map(v, w, [&](V p, V gain) CAPIBARA_INLINE { return hn::Mul(hn::Mul(p, s), gain); });
+    store<order>(d, y + i, scaled, extent);
   });
 }
 
@@ -80,54 +71,59 @@ HWY_INLINE float reciprocal_root(float sum, size_t n, float eps) {
 void rms_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
   const size_t n = static_cast<size_t>(a.cols);
-  for_each_row(a, begin, end, [&](const auto* x, auto* y, auto*, const auto* weight) {
-    constexpr Order order = order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
-    const float sum = sum_over(n, [&](size_t i, auto extent, Pair<FullF32> squares) {
-      return add_squares(load<order>(d, x + i, extent), squares);
-    });
-    scale_row<order>(x, y, weight, n, reciprocal_root(sum, n, a.eps));
-  });
+  for_each_row(a, begin, end,
+               [&](const auto* x, auto* y, auto*, const auto* weight) CAPIBARA_INLINE {
+                 constexpr Order order =
+                     order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
+                 const float sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+                   return load<order>(d, x + i, extent);
+                 });
+                 scale_row<order>(x, y, weight, n, reciprocal_root(sum, n, a.eps));
+               });
 }
 
 void fused_add_rms_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
   const size_t n = static_cast<size_t>(a.cols);
-  for_each_row(a, begin, end, [&](const auto* x, auto* y, auto* residual, const auto* weight) {
-    constexpr Order order = order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
-    const float sum = sum_over(n, [&](size_t i, auto extent, Pair<FullF32> squares) {
-      const auto added = map(load<order>(d, x + i, extent), load<order>(d, residual + i, extent),
-                             [](V p, V q) { return hn::Add(p, q); });
-      return add_squares(store<order>(d, residual + i, added, extent), squares);
-    });
-    scale_row<order>(residual, y, weight, n, reciprocal_root(sum, n, a.eps));
-  });
+  for_each_row(a, begin, end,
+               [&](const auto* x, auto* y, auto* residual, const auto* weight) CAPIBARA_INLINE {
+                 constexpr Order order =
+                     order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
+                 const float sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+                   const auto added = map(load<order>(d, x + i, extent),
+                                          load<order>(d, residual + i, extent), plus);
+                   return store<order>(d, residual + i, added, extent);
+                 });
+                 scale_row<order>(residual, y, weight, n, reciprocal_root(sum, n, a.eps));
+               });
 }
 
 void layer_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
   const size_t n = static_cast<size_t>(a.cols);
-  for_each_row(a, begin, end, [&](const auto* x, auto* y, auto*, const auto* weight) {
-    constexpr Order order = order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
-    const float sum = sum_over(n, [&](size_t i, auto extent, Pair<FullF32> total) {
-      return map(load<order>(d, x + i, extent), total, [](V p, V q) { return hn::Add(p, q); });
-    });
-    const float mean = sum / static_cast<float>(n);
-    const V m = hn::Set(d, mean);
-    // Two passes: E[x^2] - mean^2 would cancel where the mean is large.
-    const float squares = sum_over(n, [&](size_t i, auto extent, Pair<FullF32> total) {
-      const auto centred = map(load<order>(d, x + i, extent), [&](V p) { return hn::Sub(p, m); });
-      return add_squares(replace_outside<order>(d, centred, hn::Zero(d), extent), total);
-    });
-    const V scale = hn::Set(d, reciprocal_root(squares, n, a.eps));
-    for_each_pair(d, n, [&](size_t i, auto extent) {
-      const auto w = load<order>(d, weight + i, extent);
-      const auto v = load<order>(d, x + i, extent);
-      store<order>(
-          d, y + i,
-          map(v, w, [&](V p, V gain) { return hn::Mul(hn::Mul(hn::Sub(p, m), scale), gain); }),
-          extent);
-    });
-  });
+  for_each_row(
+      a, begin, end, [&](const auto* x, auto* y, auto*, const auto* weight) CAPIBARA_INLINE {
+        constexpr Order order =
+            order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
+        const float sum = sum_of(n, [&](size_t i, auto extent)
+                                        CAPIBARA_INLINE { return load<order>(d, x + i, extent); });
+        const V mean = hn::Set(d, sum / static_cast<float>(n));
+        // Two passes: E[x^2] - mean^2 would cancel where the mean is large.
+        const float centred_sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+          const auto v = load<order>(d, x + i, extent);
+          const auto centred = map(v, [&](V p) CAPIBARA_INLINE { return hn::Sub(p, mean); });
+          return replace_outside<order>(d, centred, hn::Zero(d), extent);
+        });
+        const V scale = hn::Set(d, reciprocal_root(centred_sum, n, a.eps));
+        for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+          const auto w = load<order>(d, weight + i, extent);
+          const auto v = load<order>(d, x + i, extent);
+          const auto scaled = map(v, w, [&](V p, V gain) CAPIBARA_INLINE {
+            return hn::Mul(hn::Mul(hn::Sub(p, mean), scale), gain);
+          });
+          store<order>(d, y + i, scaled, extent);
+        });
+      });
 }
 
 }  // namespace CAPIBARA_ISA

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/rope/rope.h"
-
 #include "kernels/common/vec-inl.h"
+#include "kernels/rope/rope.h"
 
 namespace capibara {
 namespace CAPIBARA_ISA {
@@ -20,27 +19,35 @@ HWY_INLINE T* head_of(const RopeHeads& heads, int64_t token, int64_t head) {
   return static_cast<T*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
 }
 
-// Angles [i, i + count) of one token, neox style. Cosine and sine stay in registers over all heads.
-template <class T, class D, class C, class Extent>
+// Angles [i, i + count) of one token, neox style, in `blocks` pairs. Cosines and sines stay in
+// registers over all heads; two blocks cover a head of 128 with 512-bit vectors, so that memory is
+// walked from head to head once.
+template <size_t blocks, class T, class D, class C, class Extent>
 HWY_INLINE void turn_neox(D d, const RopeArgs& a, int64_t token, const C* cos, size_t i,
                           Extent extent) {
   constexpr Order order = order_of<T, C>();
   const int64_t half = a.rotary_dim / 2;
-  const Pair<D> c = load<order>(d, cos + i, extent);
-  const Pair<D> s = load<order>(d, cos + half + i, extent);
+  const size_t step = 2 * hn::Lanes(d);
+  Pair<D> c[blocks], s[blocks];
+  for (size_t b = 0; b < blocks; ++b) {
+    c[b] = load<order>(d, cos + i + b * step, extent);
+    s[b] = load<order>(d, cos + half + i + b * step, extent);
+  }
   for (const RopeHeads* heads : {&a.q, &a.k}) {
     for (int64_t h = 0; h < heads->heads; ++h) {
       T* x = head_of<T>(*heads, token, h) + i;
-      Pair<D> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
-      turn(x1.a, x2.a, c.a, s.a);
-      turn(x1.b, x2.b, c.b, s.b);
-      store<order>(d, x, x1, extent);
-      store<order>(d, x + half, x2, extent);
+      for (size_t b = 0; b < blocks; ++b, x += step) {
+        Pair<D> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
+        turn(x1.v[0], x2.v[0], c[b].v[0], s[b].v[0]);
+        turn(x1.v[1], x2.v[1], c[b].v[1], s[b].v[1]);
+        store<order>(d, x, x1, extent);
+        store<order>(d, x + half, x2, extent);
+      }
     }
   }
 }
 
-HWY_INLINE Whole twice(Whole) { return {}; }
+HWY_INLINE Whole<2> twice(Whole<1>) { return {}; }
 HWY_INLINE Part twice(Part part) { return {2 * part.count}; }
 
 // Likewise interleaved: a pair in even-odd order holds the first elements in a, the second in b.
@@ -54,7 +61,7 @@ HWY_INLINE void turn_interleaved(D d, const RopeArgs& a, int64_t token, const C*
     for (int64_t h = 0; h < heads->heads; ++h) {
       T* x = head_of<T>(*heads, token, h) + 2 * i;
       Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
-      turn(v.a, v.b, c, s);
+      turn(v.v[0], v.v[1], c, s);
       store<Order::kEvenOdd>(d, x, v, twice(extent));
     }
   }
@@ -66,19 +73,22 @@ template <class T, class C, size_t lanes>
 HWY_INLINE void turn_token(const RopeArgs& a, int64_t token, const C* cos, size_t i) {
   const hn::CappedTag<float, lanes> d;
   const size_t half = static_cast<size_t>(a.rotary_dim / 2);
-  const size_t step = a.neox ? 2 * hn::Lanes(d) : hn::Lanes(d);
-  for (; i + step <= half; i += step) {
-    if (a.neox) {
-      turn_neox<T>(d, a, token, cos, i, Whole{});
-    } else {
-      turn_interleaved<T>(d, a, token, cos, i, Whole{});
+  const size_t vector = hn::Lanes(d);
+  if (a.neox) {
+    for (; i + 4 * vector <= half; i += 4 * vector)
+      turn_neox<2, T>(d, a, token, cos, i, Whole<2>{});
+    if (i + 2 * vector <= half) {
+      turn_neox<1, T>(d, a, token, cos, i, Whole<2>{});
+      i += 2 * vector;
     }
+  } else {
+    for (; i + vector <= half; i += vector) turn_interleaved<T>(d, a, token, cos, i, Whole<1>{});
   }
   if (i == half) return;
   if constexpr (lanes > 4) {
     turn_token<T, C, lanes / 2>(a, token, cos, i);
   } else if (a.neox) {
-    turn_neox<T>(d, a, token, cos, i, Part{half - i});
+    turn_neox<1, T>(d, a, token, cos, i, Part{half - i});
   } else {
     turn_interleaved<T>(d, a, token, cos, i, Part{half - i});
   }
@@ -95,7 +105,7 @@ HWY_INLINE void turn_tokens(const RopeArgs& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void rope(const RopeArgs& a, int64_t begin, int64_t end) noexcept {
-  dispatch(a.dtype, [&](auto element) {
+  dispatch(a.dtype, [&](auto element) CAPIBARA_INLINE {
     using T = decltype(element);
     if (a.cache_dtype == a.dtype) {
       turn_tokens<T, T>(a, begin, end);
