@@ -86,6 +86,7 @@ bool same_layout(const TensorView& a, const TensorView& b) {
 }
 
 void expect_writable(const TensorView& view) {
+  if (view.numel() == 0) return;
   if (!view.writable) fail(view, "a writable array", "a read-only one");
   for (int i = 0; i < view.dims; ++i) {
     if (view.shape[i] > 1 && view.strides[i] == 0) {
@@ -116,6 +117,7 @@ Layout merge_rows(std::initializer_list<const TensorView*> views) {
   Level levels[kMaxDims];
   int count = 0;
   const TensorView& model = **views.begin();
+  if (model.numel() == 0) return {{0, 1}, {}};
   for (int i = 0; i < model.dims - 1; ++i) {
     if (model.shape[i] == 1) continue;
     Level level{model.shape[i], {}};
@@ -146,10 +148,24 @@ Layout merge_rows(std::initializer_list<const TensorView*> views) {
   return layout;
 }
 
+// Finite as the float that the kernels take it as.
+float check_finite(const char* name, double value) {
+  const float narrowed = static_cast<float>(value);
+  if (std::isfinite(narrowed)) return narrowed;
+  throw std::invalid_argument(std::string(name) + ": expected a finite float32, got " +
+                              std::to_string(value));
+}
+
 float check_eps(double eps) {
-  if (std::isfinite(eps) && eps >= 0.0) return static_cast<float>(eps);
-  throw std::invalid_argument("eps: expected a finite number that is not negative, got " +
+  if (eps >= 0.0) return check_finite("eps", eps);
+  throw std::invalid_argument("eps: expected a number that is not negative, got " +
                               std::to_string(eps));
+}
+
+void expect_apart(const TensorView& view, const TensorView& other) {
+  if (overlaps(view, other)) {
+    fail(view, std::string("memory apart from ") + other.name, "an overlap");
+  }
 }
 
 // Returns the number of weight rows.
@@ -187,6 +203,7 @@ std::string TensorView::shape_text() const {
 
 bool check_readable(const TensorView& view, bool writes) {
   if (writes) expect_writable(view);
+  if (view.numel() == 0) return true;
   if (view.rows_contiguous() && view.aligned()) return true;
   if (writes) {
     fail(view, "a last dimension of stride 1, aligned to its elements",
@@ -204,7 +221,7 @@ NormCall check_norm(const TensorView& x, const TensorView& weight, double eps, c
   expect_dtype_of(y, x);
   expect_shape_of(y, x);
   expect_no_partial_overlap(y, x);
-  if (overlaps(y, weight)) fail(y, "memory apart from weight", "an overlap");
+  expect_apart(y, weight);
   const Layout layout = merge_rows({&x, &y});
   return {x.dtype,        weight.dtype, layout.shape, x.last(),    layout.rows[0],
           layout.rows[1], {},           weight.data,  weight_rows, check_eps(eps)};
@@ -216,8 +233,10 @@ NormCall check_fused_add_norm(const TensorView& x, const TensorView& residual,
   expect_value_type(x);
   expect_dtype_of(residual, x);
   expect_shape_of(residual, x);
-  if (overlaps(x, residual)) fail(residual, "memory apart from x", "an overlap");
+  expect_apart(residual, x);
   const int64_t weight_rows = check_weight(weight, x, false);
+  expect_apart(weight, x);
+  expect_apart(weight, residual);
   const Layout layout = merge_rows({&x, &residual});
   return {x.dtype,        weight.dtype,   layout.shape, x.last(),    layout.rows[0],
           layout.rows[0], layout.rows[1], weight.data,  weight_rows, check_eps(eps)};
@@ -227,9 +246,7 @@ SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* l
                           const TensorView& y) {
   expect_dims(x, 1);
   expect_value_type(x);
-  if (!std::isfinite(scale)) {
-    throw std::invalid_argument("scale: expected a finite number, got " + std::to_string(scale));
-  }
+  const float factor = check_finite("scale", scale);
   expect_dtype_of(y, x);
   expect_shape_of(y, x);
   expect_no_partial_overlap(y, x);
@@ -292,6 +309,24 @@ GatedCall check_gated(const TensorView& gate, const TensorView* up, const Tensor
 
 namespace {
 
+// Heads that follow one another as one row, as overlaps() wants it.
+TensorView heads_as_rows(TensorView view) {
+  if (view.dims == 3 && (view.strides[1] == view.shape[2] || view.shape[1] == 1)) {
+    view.shape[1] *= view.shape[2];
+    view.strides[1] = 1;
+    view.dims = 2;
+  }
+  return view;
+}
+
+// q and k may be interleaved in one tensor in more ways than overlaps() knows: only what surely
+// overlaps is refused.
+void expect_q_and_k_apart(const TensorView& q, const TensorView& k) {
+  const TensorView a = heads_as_rows(q), b = heads_as_rows(k);
+  const bool comparable = a.dims == 2 && b.dims == 2;
+  if (comparable ? overlaps(a, b) : q.data == k.data) fail(k, "memory apart from q", "an overlap");
+}
+
 RopeHeads check_heads(const TensorView& view, int64_t tokens, int64_t head_dim) {
   const int64_t size = view.dims == 3 ? view.shape[2] : head_dim;
   const bool known = (view.dims == 2 && head_dim > 0) || view.dims == 3;
@@ -314,6 +349,10 @@ RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& 
                     const TensorView& positions, int64_t head_dim, bool neox) {
   expect_value_type(q);
   expect_dtype_or_f32(cache, q);
+  if (head_dim < 0) {
+    throw std::invalid_argument("head_dim: expected a positive number, got " +
+                                std::to_string(head_dim));
+  }
   if (positions.index == IndexType::kNone) {
     throw TypeMismatch("positions: expected int64 or int32, got " + name_of(positions));
   }
@@ -334,6 +373,11 @@ RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& 
       fail(*k, "the head_dim of q, " + std::to_string(size), std::to_string(k->shape[2]));
     }
   }
+  if (k) {
+    expect_q_and_k_apart(q, *k);
+    expect_apart(cache, *k);
+  }
+  expect_apart(cache, q);
   RopeArgs args = {q.dtype,    cache.dtype,    neox,
                    rotary_dim, q_heads,        k_heads,
                    cache.data, positions.data, positions.index == IndexType::kInt64};

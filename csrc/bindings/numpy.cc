@@ -22,10 +22,23 @@ bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
-py::array as_array(const py::handle& value, const char* name) {
+std::string type_name(const py::handle& value) {
+  return py::str(py::type::handle_of(value).attr("__name__"));
+}
+
+// The first argument decides between NumPy and torch, the others follow it.
+py::array as_array(const py::handle& value, const char* name, bool first = false) {
   if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value);
-  const auto type = py::str(py::type::handle_of(value).attr("__name__")).cast<std::string>();
-  throw TypeMismatch(std::string(name) + ": expected a NumPy array or a torch tensor, got " + type);
+  throw TypeMismatch(std::string(name) + ": expected a NumPy array" +
+                     (first ? " or a torch tensor" : ", as the first argument is") + ", got " +
+                     type_name(value));
+}
+
+double as_double(const py::handle& value, const char* name) {
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number != -1.0 || !PyErr_Occurred()) return number;
+  PyErr_Clear();
+  throw TypeMismatch(std::string(name) + ": expected a number, got " + type_name(value));
 }
 
 TensorView numpy_view(const py::array& array, const char* name) {
@@ -39,7 +52,7 @@ TensorView numpy_view(const py::array& array, const char* name) {
     view.dtype = DType::kF32;
   } else if (native && number == 23) {  // NPY_HALF, which pybind11 has no name for
     view.dtype = DType::kF16;
-  } else if (is_bfloat16(dtype)) {
+  } else if (native && is_bfloat16(dtype)) {
     view.dtype = DType::kBF16;
   } else if (native && dtype.kind() == 'i' && dtype.itemsize() == 4) {
     view.index = IndexType::kInt32;
@@ -92,34 +105,35 @@ std::optional<py::array> optional_array(const py::object& value, const char* nam
 }
 
 template <NormDriver driver, bool heads>
-py::array norm_numpy(const py::object& x, const py::object& weight, double eps,
+py::array norm_numpy(const py::object& x, const py::object& weight, const py::object& eps,
                      const py::object& out) {
-  return norm<B>(driver, heads, as_array(x, "x"), as_array(weight, "weight"), eps,
-                 optional_array(out, "out"));
+  return norm<B>(driver, heads, as_array(x, "x", true), as_array(weight, "weight"),
+                 as_double(eps, "eps"), optional_array(out, "out"));
 }
 
 void fused_add_rms_norm_numpy(const py::object& x, const py::object& residual,
-                              const py::object& weight, double eps) {
-  fused_add_norm<B>(as_array(x, "x"), as_array(residual, "residual"), as_array(weight, "weight"),
-                    eps);
+                              const py::object& weight, const py::object& eps) {
+  fused_add_norm<B>(as_array(x, "x", true), as_array(residual, "residual"),
+                    as_array(weight, "weight"), as_double(eps, "eps"));
 }
 
-py::array softmax_numpy(const py::object& x, double scale, const py::object& lengths,
+py::array softmax_numpy(const py::object& x, const py::object& scale, const py::object& lengths,
                         const py::object& out) {
-  return softmax_rows<B>(as_array(x, "x"), scale, optional_array(lengths, "lengths"),
-                         optional_array(out, "out"));
+  return softmax_rows<B>(as_array(x, "x", true), as_double(scale, "scale"),
+                         optional_array(lengths, "lengths"), optional_array(out, "out"));
 }
 
 template <GatedDriver driver>
 py::array gated_numpy(const py::object& gate, const py::object& up, const py::object& out) {
-  return gated<B>(driver, as_array(gate, up.is_none() ? "gate_up" : "gate"),
+  return gated<B>(driver, as_array(gate, up.is_none() ? "gate_up" : "gate", true),
                   optional_array(up, "up"), optional_array(out, "out"));
 }
 
 void rope_numpy(const py::object& q, const py::object& k, const py::object& cos_sin_cache,
                 const py::object& positions, int64_t head_dim, bool neox) {
-  rotate<B>(as_array(q, "q"), optional_array(k, "k"), as_array(cos_sin_cache, "cos_sin_cache"),
-            as_array(positions, "positions"), head_dim, neox);
+  rotate<B>(as_array(q, "q", true), optional_array(k, "k"),
+            as_array(cos_sin_cache, "cos_sin_cache"), as_array(positions, "positions"), head_dim,
+            neox);
 }
 
 }  // namespace

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels for LLM inference on Arm Neoverse, for NumPy arrays and torch tensors.
 
-Importing this package imports NumPy and the native module, nothing else: torch, vLLM and the
-server are loaded by what needs them.
+Importing this package imports nothing else: the native module comes with the first operator, and
+torch, vLLM and the server with what needs them.
 """
 
 from __future__ import annotations
 
-from capibara_axion._core import __version__
-from capibara_axion.ops import (
-    fused_add_rms_norm,
-    gelu_and_mul,
-    get_num_threads,
-    layer_norm,
-    rms_norm,
-    rope,
-    set_num_threads,
-    silu_and_mul,
-    softmax,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capibara_axion._core import __version__
+    from capibara_axion.ops import (
+        fused_add_rms_norm,
+        gelu_and_mul,
+        get_num_threads,
+        layer_norm,
+        rms_norm,
+        rope,
+        set_num_threads,
+        silu_and_mul,
+        softmax,
+    )
 
 __all__ = [
     "__version__",
@@ -32,3 +36,16 @@ __all__ = [
     "silu_and_mul",
     "softmax",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the operators at first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "capibara_axion._core" if name == "__version__" else "capibara_axion.ops"
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

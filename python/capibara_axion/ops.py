@@ -11,12 +11,14 @@ and give the same result for every number of threads. `capibara_axion.reference`
 NumPy versions of each.
 
 Every operator raises TypeError for an argument of a wrong type or dtype and ValueError for a wrong
-shape, value or layout (on torch tensors, ValueError for all); the message names the argument.
+shape, value or layout; the message names the argument. On torch tensors a wrong dtype is a
+ValueError too, and what is no tensor at all a RuntimeError of torch's dispatcher.
 """
 
 from __future__ import annotations
 
 import sys
+from operator import index
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,7 +115,7 @@ def _numpy_lengths(lengths: Any, rows: tuple[int, ...]) -> np.ndarray:
         raise TypeError(f"lengths: expected integers, got {values.dtype}")
     # Clipped, a length that int32 cannot hold stays out of range instead of wrapping into it.
     values = np.clip(values, -1, _INT32_MAX).astype(np.int32)
-    return np.ascontiguousarray(np.broadcast_to(values, rows)) if values.ndim == 0 else values
+    return np.array(np.broadcast_to(values, rows)) if values.ndim == 0 else values
 
 
 def _torch_lengths(lengths: Any, x: Any) -> Any:
@@ -122,7 +124,9 @@ def _torch_lengths(lengths: Any, x: Any) -> Any:
         lengths = torch.from_numpy(_numpy_lengths(lengths, tuple(x.shape[:-1])))
     if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
-    return lengths if lengths.dtype == torch.int32 else lengths.clamp(-1, _INT32_MAX).int()
+    if lengths.dtype != torch.int32:
+        lengths = lengths.clamp(-1, _INT32_MAX).int()
+    return lengths.expand(x.shape[:-1]) if lengths.ndim == 0 else lengths
 
 
 def softmax(
@@ -231,9 +235,11 @@ def rope(
         neox: True pairs element i with i + rotary_dim / 2 (GPT-NeoX, Llama); False pairs 2 i with
             2 i + 1 (GPT-J, Cohere).
     """
-    size = 0 if head_dim is None else head_dim
+    size = 0 if head_dim is None else index(head_dim)
+    if head_dim is not None and not 0 < size <= _INT32_MAX:
+        raise ValueError(f"head_dim: expected a positive number, got {head_dim}")
     if (ops := _torch_ops(q)) is None:
-        _core.rope(q, k, cos_sin_cache, positions, size, neox)
+        _core.rope(q, k, cos_sin_cache, positions, size, bool(neox))
     else:
         ops.rope(positions, q, k, cos_sin_cache, size, neox)
 

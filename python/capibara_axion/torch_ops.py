@@ -6,7 +6,8 @@ are defined here; the CPU implementations are C++ functions that the native modu
 through torch's stable C interface. A Python implementation costs about ten times as much a call:
 `python benchmarks/call_overhead.py` measures both.
 
-The operators have no gradients: they are for inference.
+The operators are for inference: they have no gradients, and `backward` through one warns and gives
+none.
 """
 
 from __future__ import annotations
@@ -46,22 +47,32 @@ _IN_PLACE = (
 )
 
 
+def _one_device(*arguments: object) -> None:
+    """Refuses tensors of different devices, which torch would otherwise send to a fake alone."""
+    devices = {value.device for value in arguments if isinstance(value, torch.Tensor)}
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise ValueError(f"capibara_axion: expected all tensors on one device, got {names}")
+
+
 def _dense(like: torch.Tensor, cols: int) -> torch.Tensor:
     """What the native operators return: contiguous, `cols` in the last dimension."""
     return like.new_empty((*like.shape[:-1], cols))
 
 
-def _like_x(x: torch.Tensor, *_: object) -> torch.Tensor:
+def _like_x(x: torch.Tensor, *others: object) -> torch.Tensor:
+    _one_device(x, *others)
     return _dense(x, x.shape[-1])
 
 
 def _gated(gate_up: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+    _one_device(gate_up, up)
     cols = gate_up.shape[-1]
     return _dense(gate_up, cols // 2 if up is None else cols)
 
 
-def _nothing(*_: object) -> None:
-    return None
+def _in_place(*arguments: object) -> None:
+    _one_device(*arguments)
 
 
 def _register() -> torch.library.Library:
@@ -73,7 +84,7 @@ def _register() -> torch.library.Library:
     for name in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"):
         torch.library.register_fake(f"capibara_axion::{name}", _gated, lib=library)
     for name in _IN_PLACE:
-        torch.library.register_fake(f"capibara_axion::{name}", _nothing, lib=library)
+        torch.library.register_fake(f"capibara_axion::{name}", _in_place, lib=library)
     libtorch = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     _core.register_torch_ops(str(libtorch))
     _core.rebind_openmp()  # torch's OpenMP runtime, if ours was looked up before it was there
