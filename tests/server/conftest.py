@@ -164,6 +164,11 @@ def wait_until(condition: Any, timeout: float, what: str) -> None:
         time.sleep(0.02)
 
 
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended; whether somebody has reaped them is not ours to say."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
 @pytest.fixture(scope="session")
 def demo_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The five demo experts' configuration file."""

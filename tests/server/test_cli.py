@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from capibara_axion import cli
+from capibara_axion.server import processes
 
 
 @pytest.fixture
@@ -89,9 +91,10 @@ def test_bad_arguments(
     assert words in refused(capsys, "serve", "--config", str(config), *arguments)
 
 
-def test_a_port_in_use(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import socket
-
+def test_a_port_in_use(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "log_to_stderr", lambda level: None)  # would outlast the test
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

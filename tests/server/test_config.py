@@ -11,6 +11,7 @@ import pytest
 
 from capibara_axion.server.config import ConfigError, ServerConfig, ineffective_keys, load_config
 from capibara_axion.server.memory import kv_cache_bytes
+from capibara_axion.server.serve import worker_environment
 
 
 def deployment() -> dict[str, Any]:
@@ -208,3 +209,13 @@ def test_the_kv_cache_holds_what_is_asked_and_one_sequence_at_least() -> None:
     assert kv_cache_bytes(**shape, max_model_len=4096, tokens=32768) >= 32768 * token
     assert kv_cache_bytes(**shape, max_model_len=4096, tokens=32) >= 4096 * token
     assert kv_cache_bytes(**shape, max_model_len=4096) >= 4 * 4096 * token
+
+
+def test_workers_never_see_the_api_key(tmp_path: Path) -> None:
+    minimal = {"experts": [{"expert_id": "a", "model_path": "m"}]}
+    environment = worker_environment(load(tmp_path, minimal), tmp_path, "info")
+    assert environment["CAPIBARA_AXION_API_KEY"] is None  # removed, not merely empty
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    minimal["experts"][0]["model_path"] = "owner/name"
+    assert worker_environment(load(tmp_path, minimal), tmp_path, "info")["HF_HUB_OFFLINE"] is None

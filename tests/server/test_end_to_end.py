@@ -18,7 +18,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from conftest import ServerProcess, changed_config, wait_until
+from conftest import ServerProcess, changed_config, gone, wait_until
 
 EXPERTS = (
     "phi4_fast",
@@ -97,10 +97,10 @@ def test_text_completions_and_log_probabilities(server: ServerProcess) -> None:
     logprobs = completion.choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.token_logprobs or ()) == 4
-    streamed = client(server, streaming=True).completions.create(
-        model="mistral_balanced", prompt="Good day", max_tokens=4, stream=True
+    chunks = client(server, streaming=True).completions.create(
+        model="mistral_balanced", prompt="Good day", max_tokens=4, seed=7, stream=True
     )
-    assert sum(len(chunk.choices) for chunk in streamed) >= 4
+    assert "".join(chunk.choices[0].text for chunk in chunks) == completion.choices[0].text
 
 
 def test_json_schema_and_several_choices(server: ServerProcess) -> None:
@@ -168,8 +168,10 @@ def test_errors_as_the_official_client_expects_them(server: ServerProcess) -> No
     with pytest.raises(openai.BadRequestError) as too_hot:
         api.chat.completions.create(model="qwen_coder", messages=QUESTION, temperature=-1)
     assert "temperature" in too_hot.value.message
-    with pytest.raises(openai.BadRequestError):
-        api.chat.completions.create(model="qwen_coder", messages=QUESTION, max_tokens=10**6)
+    long: list[Any] = [{"role": "user", "content": "word " * 5000}]
+    with pytest.raises(openai.BadRequestError) as too_long:
+        api.chat.completions.create(model="qwen_coder", messages=long)
+    assert too_long.value.code == "context_length_exceeded"
     status, kind, body = post(server.url("/v1/chat/completions"), b"{bad")
     assert (status, kind) == (400, "application/json")
     assert json.loads(body)["error"]["code"] == "invalid_json"
@@ -185,7 +187,7 @@ def test_a_leaving_client_aborts_in_the_engine(server: ServerProcess) -> None:
     stream = client(server).chat.completions.create(
         model="qwen_coder",
         messages=QUESTION,
-        max_tokens=1500,
+        max_tokens=1900,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -205,10 +207,6 @@ def own_server(
     process = ServerProcess(config, tmp_path / "log.txt")
     yield process
     process.close()
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 @pytest.mark.configuration(
@@ -235,12 +233,38 @@ def test_loading_once_evicting_and_unloading(own_server: ServerProcess) -> None:
     assert gone(workers + engine)
 
 
+def endless_stream(server: ServerProcess) -> Iterator[Any]:
+    """An answer under way that would take long to end by itself."""
+    stream = client(server).chat.completions.create(
+        model="qwen_coder",
+        messages=QUESTION,
+        max_tokens=1900,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    chunks = iter(stream)
+    next(chunks)
+    return chunks
+
+
 def test_no_process_survives_the_gateway(own_server: ServerProcess) -> None:
-    assert post(own_server.url("/v1/chat/completions"), chat("qwen_coder"))[0] == 200
+    endless_stream(own_server)
     family = own_server.family()
     assert len(family) >= 4  # gateway, forkserver, worker, engine
     own_server.signal(signal.SIGKILL)
     wait_until(lambda: gone(family), 5, "all processes gone")
+
+
+def test_a_second_sigterm_does_not_wait(own_server: ServerProcess) -> None:
+    chunks = endless_stream(own_server)
+    family = own_server.family()
+    own_server.signal(signal.SIGTERM)
+    wait_until(lambda: "shutting down" in own_server.log.read_text(), 5, "draining")
+    own_server.signal(signal.SIGTERM)
+    with pytest.raises(openai.APIError, match="worker ended"):
+        list(chunks)
+    assert own_server.wait(5) == 0
+    assert gone(family)
 
 
 def test_a_killed_engine_is_replaced_and_sigterm_drains(own_server: ServerProcess) -> None:

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import expert, fake_service
+from conftest import expert, fake_service, gone
 
 CHAT = "/v1/chat/completions"
 
@@ -137,6 +138,16 @@ async def test_a_request_that_kills_every_worker_gets_an_error(tmp_path: Path) -
             await eventually(lambda gone=pid: s.pool.statistics()["a"]["pid"] != gone)
         failed = await error_of(await pending)
         assert (failed["status"], failed["code"]) == (503, "worker_lost")
+
+
+async def test_a_killed_forkserver_takes_its_workers_along_and_is_replaced(tmp_path: Path) -> None:
+    async with fake_service(tmp_path, expert("a")) as s:
+        pid = (await (await s.whole.post(CHAT, json=ask())).json())["pid"]
+        worker = psutil.Process(pid)
+        worker.parent().kill()
+        await eventually(lambda: s.pool.state_of("a") == "unloaded")
+        await eventually(lambda: gone([worker]))
+        assert (await s.whole.post(CHAT, json=ask())).status == 200
 
 
 async def test_a_broken_stream_ends_with_an_error_and_done(tmp_path: Path) -> None:

@@ -337,4 +337,8 @@ def _invalid_request(error: ValidationError) -> ApiError:
 
 def _api_error(response: ErrorResponse) -> ApiError:
     error = response.error
-    return ApiError(error.code, error.message, param=error.param)
+    message = error.message
+    for flag in ("--enable-auto-tool-choice and --tool-call-parser", "--tool-call-parser"):
+        message = message.replace(flag, "the expert's tool_call_parser")
+    code = "context_length_exceeded" if "maximum context length" in message else None
+    return ApiError(error.code, message, param=error.param, code=code)

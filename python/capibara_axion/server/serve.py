@@ -81,6 +81,7 @@ def worker_environment(
         "TMPDIR": str(runtime_dir),  # so that what a killed engine leaves behind goes with it
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_USE_AOT_COMPILE": "0",  # its artifact cannot be loaded again on CPU
+        "VLLM_MAX_N_SEQUENCES": "128",  # answers to one request, as many as OpenAI allows
         "VLLM_LOGGING_LEVEL": "DEBUG" if log_level == "debug" else "ERROR",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "info" if log_level == "debug" else "error",
