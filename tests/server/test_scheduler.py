@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -272,6 +272,17 @@ class Histories(RuleBasedStateMachine):
         model = data.draw(st.sampled_from(sorted(self.serving)))
         self.send(WorkerExited(model, self.serving.pop(model)))
 
+    @rule(
+        model=st.sampled_from(models),
+        report=st.sampled_from(
+            [LoadSucceeded, WorkerExited, lambda model, old: LoadFailed(model, old, "late")]
+        ),
+    )
+    def report_late(self, model: str, report: Callable[[str, int], Event]) -> None:
+        current = {**self.loading, **self.serving, **self.stopping}.get(model)
+        if current is not None:
+            self.send(report(model, current - 1))
+
     @precondition(lambda self: self.stopping)
     @rule(data=st.data())
     def stop_ends(self, data: st.DataObject) -> None:
@@ -302,6 +313,21 @@ class Histories(RuleBasedStateMachine):
     def limits_hold(self) -> None:
         assert len(self.loading) + len(self.serving) + len(self.stopping) <= self.limits.max_loaded
         assert len(self.waiting) + len(self.running) <= self.limits.max_requests
+
+    @invariant()
+    def the_view_is_the_truth(self) -> None:
+        running = [model for model, _ in self.running.values()]
+        for model, view in self.scheduler.view().items():
+            assert view.running == running.count(model)
+            assert view.waiting == list(self.waiting.values()).count(model)
+            expected = {
+                ModelState.LOADING: model in self.loading,
+                ModelState.READY: model in self.serving,
+                ModelState.DRAINING: model in self.stopping,
+            }
+            assert [s for s, holds in expected.items() if holds] == [
+                s for s in expected if s is view.state
+            ]
 
     @invariant()
     def nobody_waits_for_a_ready_model(self) -> None:

@@ -90,6 +90,11 @@ class ExpertConfig(_Model):
     neon_optimizations: dict[str, bool] | None = _ineffective()
     flash_attention_config: dict[str, int] | None = _ineffective()
 
+    @property
+    def ranks(self) -> int:
+        """Processes that the model is spread over."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
     def kv_cache_tokens(self) -> int | None:
         """Capacity asked of the KV cache in tokens, or None when the file does not say."""
         if self.num_gpu_blocks_override is None:

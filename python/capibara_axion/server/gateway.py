@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -147,18 +147,10 @@ class Gateway:
             }
         )
         await response.prepare(request)
-        partial = b""
         try:
-            async for data in answer.content.iter_any():
-                # Whole frames only, so that an error can follow at any time.
-                data = partial + data
-                end = data.rfind(_FRAME_END) + len(_FRAME_END)
-                if end < len(_FRAME_END):
-                    partial = data
-                    continue
-                partial = data[end:]
-                await response.write(data[:end])
-        except aiohttp.ClientError:
+            async for frames in _whole_frames(answer.content):
+                await response.write(frames)
+        except _WorkerLostError:
             error = ApiError(503, "the model's worker ended unexpectedly", code="worker_lost")
             await response.write(error.stream_frames())
         await response.write_eof()
@@ -223,6 +215,18 @@ class Gateway:
         return await handler(request)
 
 
+async def _whole_frames(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The stream's bytes, cut only between events, so that an error can follow at any time."""
+    partial = b""
+    try:
+        async for data in content.iter_any():
+            head, end, partial = (partial + data).rpartition(_FRAME_END)
+            if end:
+                yield head + end
+    except aiohttp.ClientError as error:
+        raise _WorkerLostError from error
+
+
 def _model_named_in(body: bytes) -> str:
     try:
         fields = json.loads(body)
@@ -249,6 +253,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         failure, headers = _from_http(request, error), {}
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
+    except ConnectionResetError:
+        raise  # the client left while it was being answered
     except Exception:
         logger.exception("handling %s %s failed", request.method, request.path)
         failure, headers = ApiError(500, "an internal error; see the server's log"), {}

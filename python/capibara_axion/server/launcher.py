@@ -35,15 +35,13 @@ class WorkerSpec:
     Attributes:
         expert: the model to load.
         socket_path: where to listen; in a directory that only this user may enter.
-        cpus: the cores that the engine's compute threads are bound to.
-        threads: compute threads of the engine.
+        cpus: the cores that the engine computes on, one thread on each.
         log_level: "debug", "info", "warning" or "error".
     """
 
     expert: ExpertConfig
     socket_path: str
     cpus: tuple[int, ...]
-    threads: int
     log_level: str
 
 
@@ -172,7 +170,7 @@ class Launcher:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._executor, self._start, process)
-        except (OSError, EOFError) as error:
+        except Exception as error:
             receiver.close()
             raise WorkerError(f"no worker process could be started: {error!r}") from error
         finally:

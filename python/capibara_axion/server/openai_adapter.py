@@ -89,6 +89,7 @@ class Engine:
     def __init__(self, llm: AsyncLLM, process: ForkProcess, spec: WorkerSpec) -> None:
         self._llm = llm
         self._process = process
+        self._ranks = spec.expert.ranks
         self.sentinel: int = process.sentinel
         self.details: dict[str, Any] = {}
         expert = spec.expert
@@ -141,7 +142,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """Stop the engine process. Nothing may be running."""
-        if self._llm.vllm_config.parallel_config.world_size == 1:
+        if self._ranks == 1:
             # It holds nothing but memory, and taking a second to unwind would delay whoever
             # waits for that memory.
             self._process.kill()
@@ -225,7 +226,9 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         raise FileNotFoundError(f"there is no model directory {expert.model_path}")
     for architecture in _architectures(expert.model_path):
         _register_in_process(architecture)
-    single = expert.tensor_parallel_size * expert.pipeline_parallel_size == 1
+    if expert.ranks > 1:
+        # Left alone, vLLM gives every rank a NUMA node, and refuses where there are fewer.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = _cores_of_ranks(spec)
     config = AsyncEngineArgs(
         model=expert.model_path,
         served_model_name=expert.expert_id,
@@ -235,7 +238,7 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         kv_cache_memory_bytes=expert.kv_cache_memory_bytes,
         tensor_parallel_size=expert.tensor_parallel_size,
         pipeline_parallel_size=expert.pipeline_parallel_size,
-        distributed_executor_backend="uni" if single else "mp",
+        distributed_executor_backend="uni" if expert.ranks == 1 else "mp",
         max_model_len=expert.max_model_len,
         max_num_seqs=expert.max_num_seqs,
         max_num_batched_tokens=expert.max_num_batched_tokens,
@@ -252,6 +255,16 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
     if config.cache_config.kv_cache_memory_bytes is None:
         config.cache_config.kv_cache_memory_bytes = _kv_cache_bytes(config, spec)
     return config
+
+
+def _cores_of_ranks(spec: WorkerSpec) -> str:
+    """vLLM's notation for consecutive equal groups of the engine's cores: "0,1|2,3"."""
+    ranks = spec.expert.ranks
+    size = len(spec.cpus) // ranks
+    if size == 0:
+        raise ValueError(f"{ranks} ranks need as many cores, this engine has {len(spec.cpus)}")
+    groups = (spec.cpus[rank * size : (rank + 1) * size] for rank in range(ranks))
+    return "|".join(",".join(map(str, group)) for group in groups)
 
 
 def _is_eager(spec: WorkerSpec) -> bool:
@@ -302,7 +315,7 @@ class _EngineProcess(ForkProcess):
         processes.die_with_parent(self._worker_pid)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self._spec.cpus)
-        torch.set_num_threads(self._spec.threads)
+        torch.set_num_threads(len(self._spec.cpus))
         if _is_eager(self._spec):
             # vLLM compiles some helpers (log-probabilities, Cohere's norm) even in eager mode,
             # which costs seconds and a C++ compiler at their first use.

@@ -49,10 +49,10 @@ class CorePlan:
     def slots(self) -> int:
         return len(self.cpus) // self.threads
 
-    def cores_of(self, slot: int, threads: int | None = None) -> tuple[int, ...]:
-        """The cores of a slot; with `threads` of them, the following ones are used as well."""
+    def cores_of(self, slot: int, threads: int) -> tuple[int, ...]:
+        """The cores of a slot; if it has fewer than `threads`, the following ones as well."""
         first = slot * self.threads
-        wanted = min(threads or self.threads, len(self.cpus))
+        wanted = min(threads, len(self.cpus))
         return tuple(self.cpus[(first + i) % len(self.cpus)] for i in range(wanted))
 
 
@@ -119,6 +119,7 @@ class ModelPool:
         """
         request = next(self._request_ids)
         turn: asyncio.Future[Worker] = self._loop.create_future()
+        turn.add_done_callback(_mark_seen)
         self._turns[request] = turn
         self._counters[model].requests += 1
         try:
@@ -155,7 +156,7 @@ class ModelPool:
             counters = self._counters[name]
             worker = self._workers.get(name)
             slot = view.core_slot
-            threads = self.experts[name].threads
+            threads = self._threads(self.experts[name])
             models[name] = {
                 "state": view.state.value,
                 "state_age_s": round(now - view.since, 3) if view.since else None,
@@ -270,15 +271,16 @@ class ModelPool:
 
     def _spec(self, model: str, generation: int, core_slot: int) -> WorkerSpec:
         expert = self.experts[model]
-        cpus = self._cores.cores_of(core_slot, expert.threads)
         index = list(self.experts).index(model)
         return WorkerSpec(
             expert=expert,
             socket_path=str(self._runtime_dir / f"{index}.{generation}.sock"),
-            cpus=cpus,
-            threads=expert.threads or len(cpus),
+            cpus=self._cores.cores_of(core_slot, self._threads(expert)),
             log_level=self._log_level,
         )
+
+    def _threads(self, expert: ExpertConfig) -> int:
+        return expert.threads or max(self._cores.threads, expert.ranks)
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -293,6 +295,12 @@ class ModelPool:
     async def _all_tasks_done(self) -> None:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+
+
+def _mark_seen(turn: asyncio.Future[Worker]) -> None:
+    # A refusal may come while the client is leaving; then nobody awaits it, and asyncio complains.
+    if not turn.cancelled():
+        turn.exception()
 
 
 def _available_cpus() -> list[int]:

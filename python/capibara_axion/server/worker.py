@@ -95,7 +95,8 @@ def _completion_handler(
                 return web.Response(body=answer, content_type="application/json")
             # Headers go out with the first event, so that what fails before it has a status code.
             first = await anext(answer, b"")
-        except ApiError as error:
+        except Exception as problem:
+            error = problem if isinstance(problem, ApiError) else _unexpected(problem)
             return web.Response(
                 status=error.status, body=error.body(), content_type="application/json"
             )
@@ -108,6 +109,11 @@ def _completion_handler(
         return response
 
     return handle
+
+
+def _unexpected(error: Exception) -> ApiError:
+    logger.error("a request failed", exc_info=error)
+    return ApiError(500, f"the request failed: {_one_line(error)}")
 
 
 def _one_line(error: BaseException) -> str:
