@@ -3,12 +3,11 @@
 # csrc/cpu/isa.h, which says what a CPU needs to run each; nothing else is compiled beyond the
 # architecture's baseline.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  set(CAPIBARA_ISAS sse4 avx2 avx512 avx512_bf16)
+  set(CAPIBARA_ISAS sse4 avx2 avx512)
   set(CAPIBARA_FLAGS_sse4 -msse4.2 -maes -mpclmul)
   set(CAPIBARA_FLAGS_avx2 ${CAPIBARA_FLAGS_sse4} -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(CAPIBARA_FLAGS_avx512 ${CAPIBARA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq
       -mavx512vl)
-  set(CAPIBARA_FLAGS_avx512_bf16 ${CAPIBARA_FLAGS_avx512} -mavx512bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(CAPIBARA_ISAS neon neon_bf16)
   set(CAPIBARA_FLAGS_neon -march=armv8-a+crypto)

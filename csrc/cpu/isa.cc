@@ -44,10 +44,6 @@ const std::vector<IsaInfo>& built_isas() {
        "avx512",
        "512-bit AVX-512 F/BW/CD/DQ/VL (x86-64-v4)",
        {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512}},
-      {Isa::avx512_bf16,
-       "avx512_bf16",
-       "512-bit AVX-512 with BF16 conversions (Zen 4, Sapphire Rapids and later)",
-       {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512, F::kAvx512Bf16}},
 #elif defined(__aarch64__)
       {Isa::neon, "neon", "128-bit NEON (Armv8-A)", {F::kNeon, F::kAes}},
       {Isa::neon_bf16,

@@ -11,8 +11,7 @@
 // X(isa, argument) for the per-ISA namespaces of this architecture, from the least to the most
 // capable. The flags of each are in cmake/isa_flags.cmake, which lists the same names.
 #if defined(__x86_64__)
-#define CAPIBARA_FOR_EACH_ISA(X, argument) \
-  X(sse4, argument) X(avx2, argument) X(avx512, argument) X(avx512_bf16, argument)
+#define CAPIBARA_FOR_EACH_ISA(X, argument) X(sse4, argument) X(avx2, argument) X(avx512, argument)
 #elif defined(__aarch64__)
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(neon, argument) X(neon_bf16, argument)
 #else

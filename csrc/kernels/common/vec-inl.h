@@ -8,9 +8,8 @@
 // elements spread over its vectors is its order:
 //   kSequential  first half, second half
 //   kEvenOdd     elements 0, 2, 4 ..., elements 1, 3, 5 ...
-// On x86 without BF16 instructions, bf16 is cheapest in kEvenOdd (a shift and a mask, no lane
-// crossing); f32, and bf16 where an instruction rounds two vectors to one, in kSequential. Operands
-// that meet in one expression need the same order.
+// On x86, bf16 is cheapest in kEvenOdd: a shift and a mask, no lane crossing. Elsewhere, and for
+// the other types, it is kSequential. Operands that meet in one expression need the same order.
 #pragma once
 
 #ifndef CAPIBARA_ISA
@@ -33,12 +32,6 @@
 #endif
 
 #include "base/dtype.h"
-
-#if HWY_ARCH_X86 && !defined(__AVX512BF16__)
-#define CAPIBARA_EVEN_ODD_BF16 1
-#else
-#define CAPIBARA_EVEN_ODD_BF16 0
-#endif
 
 // On every lambda of a kernel. GCC otherwise leaves those with several callers out of line, and
 // their constants are loaded again in each iteration: half the speed of exp.
@@ -93,7 +86,7 @@ HWY_INLINE Vecs<D, n> fill(D, hn::Vec<D> value) {
 template <class... T>
 constexpr Order order_of() {
   constexpr bool all_bf16 = (... && (DTypeOf<T>::value == DType::kBF16));
-  return CAPIBARA_EVEN_ODD_BF16 && all_bf16 ? Order::kEvenOdd : Order::kSequential;
+  return HWY_ARCH_X86 && all_bf16 ? Order::kEvenOdd : Order::kSequential;
 }
 
 // How much lies at an index: so many whole vectors, or a part of a pair.
@@ -154,16 +147,24 @@ HWY_INLINE hn::Vec<D> load_one(D d, const F16* p) {
 }
 
 // The f32 bits of v rounded to bf16, still in the upper half of each lane; the lower half is
-// whatever the addition left there. NaN is made quiet first, because the carry could turn one with
-// a small payload into an infinity.
+// whatever the addition left there. A NaN whose payload is all ones would be carried over into
+// another number: see quiet_nan.
 template <class D>
 HWY_INLINE hn::Vec<hn::Rebind<uint32_t, D>> bf16_bits_in_upper_half(D, hn::Vec<D> v) {
   const hn::Rebind<uint32_t, D> du;
   const auto bits = hn::BitCast(du, v);
   const auto lsb = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), lsb);
-  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
-  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), quiet, rounded);
+  return hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), lsb);
+}
+
+// NaN with its payload's lower half cleared, as every bf16 NaN has it, and what arithmetic makes of
+// one: then rounding cannot carry. Needed only where an f32 operand takes part.
+template <class D>
+HWY_INLINE hn::Vec<D> quiet_nan(D d, hn::Vec<D> v) {
+  const hn::Rebind<uint32_t, D> du;
+  const auto upper = hn::And(hn::BitCast(du, v), hn::Set(du, 0xffff0000u));
+  const auto quiet = hn::BitCast(d, hn::Or(upper, hn::Set(du, 0x400000)));
+  return hn::IfThenElse(hn::IsNaN(v), quiet, v);
 }
 
 template <class D>
@@ -221,7 +222,8 @@ HWY_INLINE Pair<D> load(D d, const BF16* p) {
   }
 }
 
-// Stores return the values as they were rounded, for kernels that go on computing with them.
+// Stores return the values as they were rounded, for kernels that go on computing with them. A bf16
+// store in kEvenOdd takes for granted that all operands were bf16 (order_of), or quiet_nan.
 template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, float* p, Pair<D> pair) {
   if constexpr (order == Order::kEvenOdd) {
@@ -245,26 +247,8 @@ HWY_INLINE Pair<D> store(D d, F16* p, Pair<D> pair) {
   return load<order>(d, p);
 }
 
-#ifdef __AVX512BF16__
-// VCVTNE2PS2BF16 rounds as bf16_bits_in_upper_half does, but takes subnormals for zero.
-HWY_INLINE bool any_subnormal(__m512 a, __m512 b) {
-  constexpr int kSubnormal = 0x20;
-  return _kortestz_mask16_u8(_mm512_fpclass_ps_mask(a, kSubnormal),
-                             _mm512_fpclass_ps_mask(b, kSubnormal)) == 0;
-}
-#endif
-
 template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
-#ifdef __AVX512BF16__
-  if constexpr (order == Order::kSequential && hn::MaxLanes(D()) == 16) {
-    if (HWY_LIKELY(!any_subnormal(pair.v[0].raw, pair.v[1].raw))) {
-      const __m512bh rounded = _mm512_cvtne2ps_pbh(pair.v[1].raw, pair.v[0].raw);
-      _mm512_storeu_si512(p, reinterpret_cast<__m512i>(rounded));
-      return load<order>(d, p);
-    }
-  }
-#endif
 #if HWY_ARCH_ARM_A64 && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
   if constexpr (order == Order::kSequential && hn::MaxLanes(D()) == 4) {
     const bfloat16x8_t low = vcvtq_low_bf16_f32(pair.v[0].raw);
@@ -277,6 +261,9 @@ HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
   const hn::Rebind<uint32_t, D> du;
   const hn::Repartition<uint16_t, D> d16;
   const auto high = hn::Set(du, 0xffff0000u);
+  if constexpr (order == Order::kSequential) {
+    pair = map(pair, [&](auto v) CAPIBARA_INLINE { return quiet_nan(d, v); });
+  }
   const auto a = bf16_bits_in_upper_half(d, pair.v[0]);
   const auto b = bf16_bits_in_upper_half(d, pair.v[1]);
   uint16_t* bits = &p->bits;
