@@ -49,6 +49,19 @@ def chat(model: str, **more: Any) -> bytes:
     return json.dumps({"model": model, "messages": QUESTION, "max_tokens": 8, **more}).encode()
 
 
+def endless_stream(server: ServerProcess) -> openai.Stream[Any]:
+    """An answer under way that would take seconds to end by itself."""
+    stream = client(server).chat.completions.create(
+        model="qwen_coder",
+        messages=QUESTION,
+        max_tokens=1900,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(stream))
+    return stream
+
+
 @pytest.mark.parametrize("model", EXPERTS)
 def test_whole_and_streamed_answers_agree(server: ServerProcess, model: str) -> None:
     ask = {"model": model, "messages": QUESTION, "max_tokens": 24, "temperature": 0}
@@ -184,17 +197,15 @@ def test_models_and_stats(server: ServerProcess) -> None:
 
 
 def test_a_leaving_client_aborts_in_the_engine(server: ServerProcess) -> None:
-    stream = client(server).chat.completions.create(
-        model="qwen_coder",
-        messages=QUESTION,
-        max_tokens=1900,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    next(iter(stream))
+    stream = endless_stream(server)
+    (engine,) = psutil.Process(server.model("qwen_coder")["pid"]).children()
     assert server.model("qwen_coder")["running"] == 1
     stream.close()
     wait_until(lambda: server.model("qwen_coder")["running"] == 0, 1, "request forgotten")
+    time.sleep(0.1)
+    before = engine.cpu_times().user
+    time.sleep(0.5)
+    assert engine.cpu_times().user - before < 0.1  # it would be busy for seconds
 
 
 @pytest.fixture
@@ -231,20 +242,6 @@ def test_loading_once_evicting_and_unloading(own_server: ServerProcess) -> None:
     wait_until(lambda: server.model("phi4_fast")["state"] == "unloaded", 10, "idle unload")
     assert server.model("phi4_fast")["unloads_total"] == {"idle": 1}
     assert gone(workers + engine)
-
-
-def endless_stream(server: ServerProcess) -> Iterator[Any]:
-    """An answer under way that would take long to end by itself."""
-    stream = client(server).chat.completions.create(
-        model="qwen_coder",
-        messages=QUESTION,
-        max_tokens=1900,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    chunks = iter(stream)
-    next(chunks)
-    return chunks
 
 
 def test_no_process_survives_the_gateway(own_server: ServerProcess) -> None:

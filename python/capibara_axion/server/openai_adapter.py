@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
@@ -124,7 +124,7 @@ class Engine:
             llm, models, online_renderer=renderer, request_logger=None
         )
 
-    async def chat(self, body: bytes, stream_default: bool) -> bytes | AsyncIterator[bytes]:
+    async def chat(self, body: bytes, stream_default: bool) -> bytes | AsyncGenerator[bytes, None]:
         """Answer a body of `/v1/chat/completions`: whole as JSON, or as server-sent events.
 
         Raises:
@@ -134,7 +134,9 @@ class Engine:
             ChatCompletionRequest, self._chat.create_chat_completion, body, stream_default
         )
 
-    async def complete(self, body: bytes, stream_default: bool) -> bytes | AsyncIterator[bytes]:
+    async def complete(
+        self, body: bytes, stream_default: bool
+    ) -> bytes | AsyncGenerator[bytes, None]:
         """Answer a body of `/v1/completions`; otherwise like `chat`."""
         return await self._answer(
             CompletionRequest, self._completion.create_completion, body, stream_default
@@ -156,7 +158,7 @@ class Engine:
         create: Callable[[Any], Awaitable[Any]],
         body: bytes,
         stream_default: bool,
-    ) -> bytes | AsyncIterator[bytes]:
+    ) -> bytes | AsyncGenerator[bytes, None]:
         fields = json.loads(body)
         if fields.get("stream") is None:
             fields["stream"] = stream_default
@@ -175,16 +177,17 @@ class Engine:
             return bytes(answer.model_dump_json(), "utf-8")
         return self._events(answer)
 
-    async def _events(self, events: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    async def _events(self, events: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
         first = True
-        async for event in events:
-            if event.startswith('data: {"error"'):
-                await self._wait_for_the_end_if_dead()
-                if first:
-                    fields = json.loads(event.removeprefix("data: "))
-                    raise _api_error(ErrorResponse.model_validate(fields))
-            first = False
-            yield event.encode()
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if event.startswith('data: {"error"'):
+                    await self._wait_for_the_end_if_dead()
+                    if first:
+                        fields = json.loads(event.removeprefix("data: "))
+                        raise _api_error(ErrorResponse.model_validate(fields))
+                first = False
+                yield event.encode()
 
     async def _wait_for_the_end_if_dead(self) -> None:
         # The worker ends as soon as it sees the engine's end. Answering first would make the

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -81,7 +82,7 @@ async def _serve(spec: WorkerSpec, engine: Engine, status: Connection) -> None:
     engine.shutdown()
 
 
-Complete = Callable[[bytes, bool], Awaitable[bytes | AsyncIterator[bytes]]]
+Complete = Callable[[bytes, bool], Awaitable[bytes | AsyncGenerator[bytes, None]]]
 
 
 def _completion_handler(
@@ -101,11 +102,12 @@ def _completion_handler(
                 status=error.status, body=error.body(), content_type="application/json"
             )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(first)
-        async for event in answer:
-            await response.write(event)
-        await response.write_eof()
+        async with aclosing(answer):  # so that a client that leaves ends the work at once
+            await response.prepare(request)
+            await response.write(first)
+            async for event in answer:
+                await response.write(event)
+            await response.write_eof()
         return response
 
     return handle
