@@ -22,25 +22,36 @@ HWY_INLINE void for_each_element(const GatedArgs& a, int64_t begin, int64_t end,
       for_each_extent(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
         const auto g = load<order>(d, gate + i, extent);
         const auto u = load<order>(d, up + i, extent);
-        const auto product =
-            map(activation(g), u, [](V x, V times) CAPIBARA_INLINE { return hn::Mul(x, times); });
+        const auto product = map(activation(g, element), u,
+                                 [](V x, V times) CAPIBARA_INLINE { return hn::Mul(x, times); });
         store<order>(d, y + i, product, extent);
       });
     }
   });
 }
 
+// x sigmoid(y), as exactly as T can hold it.
+template <class T, class X>
+HWY_INLINE X times_sigmoid_of(T, X x, X y) {
+  if constexpr (DTypeOf<T>::value == DType::kF32) {
+    return times_sigmoid(FullF32(), x, y);
+  } else {
+    return times_sigmoid_for_16_bits(FullF32(), x, y);
+  }
+}
+
 }  // namespace
 
 void silu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  for_each_element(a, begin, end,
-                   [](auto x) CAPIBARA_INLINE { return times_sigmoid(FullF32(), x, x); });
+  for_each_element(a, begin, end, [](auto x, auto element) CAPIBARA_INLINE {
+    return times_sigmoid_of(element, x, x);
+  });
 }
 
 void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
   const V root_half = hn::Set(d, 0.70710678f), half = hn::Set(d, 0.5f), one = hn::Set(d, 1.0f);
-  for_each_element(a, begin, end, [&](auto x) CAPIBARA_INLINE {
+  for_each_element(a, begin, end, [&](auto x, auto) CAPIBARA_INLINE {
     // Phi(x) = erfc(-x / sqrt(2)) / 2, by the tail on the side of x, where it keeps its digits.
     const auto z = map(x, [&](V v) CAPIBARA_INLINE { return hn::Mul(hn::Abs(v), root_half); });
     return map(x, erfc_nonnegative(d, z), [&](V v, V tail) CAPIBARA_INLINE {
@@ -54,11 +65,11 @@ void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept 
   const FullF32 d;
   const V linear = hn::Set(d, 2 * 0.79788456f), cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
   // (1 + tanh(u)) / 2 = sigmoid(2 u): no cancellation where tanh is near -1, and one exponential.
-  for_each_element(a, begin, end, [&](auto x) CAPIBARA_INLINE {
+  for_each_element(a, begin, end, [&](auto x, auto element) CAPIBARA_INLINE {
     const auto u = map(x, [&](V v) CAPIBARA_INLINE {
       return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, linear));
     });
-    return times_sigmoid(d, x, u);
+    return times_sigmoid_of(element, x, u);
   });
 }
 

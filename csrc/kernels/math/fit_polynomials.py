@@ -87,6 +87,10 @@ def main() -> None:
     )
     report("exp, Q", q, worst)
 
+    # 2^f on half a reduction interval, for results that are rounded to 16 bits.
+    fraction = mpf("0.5001")
+    report("exp2", *remez(lambda f: mpf(2) ** f, powers(range(5)), -fraction, fraction))
+
     # tanh(x) = x + x^3 P(x^2) on |x| <= 0.625, in y = x^2.
     def tanh_tail(y: mpf) -> mpf:
         if y < mpf("1e-20"):

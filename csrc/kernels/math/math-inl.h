@@ -108,6 +108,44 @@ HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
   });
 }
 
+// e^x for a result that will be rounded to 16 bits: relative error 1.1e-5 (2.6e-6 of it the
+// polynomial's, the rest from rounding x / ln(2)), a twentieth of half a unit in f16's last place.
+// Infinity above 88.72, zero where the result would be subnormal; NaN stays.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> exp_for_16_bits(D d, Vecs<D, n> x) {
+  const auto polynomial = [&](auto f) CAPIBARA_INLINE {  // 2^f for |f| <= 1/2
+    auto p = horner(d, fill<n>(d, hn::Set(d, 0.00957008549349f)), f, 0.0559180261247f);
+    p = horner(d, p, f, 0.240247464259f);
+    p = horner(d, p, f, 0.693121794421f);
+    return horner(d, p, f, 0.999999260588f);
+  };
+  const auto log2e = hn::Set(d, 1.44269504f);
+  const auto t = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Mul(a, log2e); });
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    // VREDUCEPS gives t - round(t), 0 for an infinity; VSCALEFPS takes the floor of its exponent,
+    // so t - f, which is whole, may be off by what the subtraction rounds: nothing.
+    const auto f =
+        map(t, [](auto a) CAPIBARA_INLINE { return hn::Vec<D>{_mm512_reduce_ps(a.raw, 8)}; });
+    return map(polynomial(f), t, f, [](auto p, auto a, auto b) CAPIBARA_INLINE {
+      return hn::Vec<D>{_mm512_scalef_ps(p.raw, hn::Sub(a, b).raw)};
+    });
+  }
+#endif
+  // 2^128 as bits is infinity, 2^-127 is zero: both ends come out of the one scaling.
+  const auto most = hn::Set(d, 128.0f), least = hn::Set(d, -127.0f);
+  const auto bounded =
+      map(t, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, hn::Min(most, a)); });
+  const auto k = map(bounded, [](auto a) CAPIBARA_INLINE { return hn::Round(a); });
+  const auto f =
+      map(bounded, k, [](auto a, auto whole) CAPIBARA_INLINE { return hn::Sub(a, whole); });
+  return map(polynomial(f), k, [&](auto p, auto whole) CAPIBARA_INLINE {
+    const hn::RebindToSigned<D> di;
+    const auto power = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127)));
+    return hn::Mul(p, hn::BitCast(d, power));
+  });
+}
+
 // x / (1 + e^-y), that is x sigmoid(y), by e^-|y|: nothing overflows, and the lower tail keeps its
 // digits.
 template <class D, size_t n>
@@ -120,6 +158,15 @@ HWY_INLINE Vecs<D, n> times_sigmoid(D d, Vecs<D, n> x, Vecs<D, n> y) {
   });
   return map(numerator, e,
              [&](auto a, auto b) CAPIBARA_INLINE { return hn::Div(a, hn::Add(one, b)); });
+}
+
+// The same for a result that will be rounded to 16 bits. The lower tail needs no care: where e^-y
+// overflows, the result is below what f16 holds, and within 1e-36 of zero.
+template <class D, size_t n>
+HWY_INLINE Vecs<D, n> times_sigmoid_for_16_bits(D d, Vecs<D, n> x, Vecs<D, n> y) {
+  const auto one = hn::Set(d, 1.0f);
+  const auto e = exp_for_16_bits(d, map(y, [](auto a) CAPIBARA_INLINE { return hn::Neg(a); }));
+  return map(x, e, [&](auto a, auto b) CAPIBARA_INLINE { return hn::Div(a, hn::Add(one, b)); });
 }
 
 template <class D, size_t n>

@@ -8,6 +8,16 @@ namespace {
 
 using V = hn::Vec<FullF32>;
 
+// As exactly as T can hold it.
+template <class T, class X>
+HWY_INLINE X exp_of(X x) {
+  if constexpr (DTypeOf<T>::value == DType::kF32) {
+    return exp_nonpositive_flushed(FullF32(), x);
+  } else {
+    return exp_for_16_bits(FullF32(), x);
+  }
+}
+
 // With scaled == false the multiplication is left out: the usual case, and an instruction of about
 // twenty.
 template <bool scaled, class T>
@@ -32,8 +42,7 @@ HWY_INLINE void softmax_row(const T* x, T* y, size_t n, float factor, float* scr
   // Exponentials stay in the order of their vectors: the last pass reads them as they were written.
   const V sum = hn::SumOfLanes(
       d, reduce(d, n, hn::Zero(d), add, add, [&](size_t i, auto extent) CAPIBARA_INLINE {
-        const auto e = exp_nonpositive_flushed(
-            d,
+        const auto e = exp_of<T>(
             map(load_scaled(i, extent), [&](V p) CAPIBARA_INLINE { return hn::Sub(p, maximum); }));
         if constexpr (DTypeOf<T>::value == DType::kF32) {
           store<order>(d, y + i, e, extent);
