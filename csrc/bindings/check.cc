@@ -270,9 +270,7 @@ SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* l
       }
     }
   }
-  return {x.dtype,        layout.shape,   x.last(),
-          layout.rows[0], layout.rows[1], static_cast<float>(scale),
-          values};
+  return {x.dtype, layout.shape, x.last(), layout.rows[0], layout.rows[1], factor, values};
 }
 
 int64_t gated_cols(const TensorView& gate, bool packed) {

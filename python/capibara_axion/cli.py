@@ -122,7 +122,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from capibara_axion import info
+    try:
+        from capibara_axion import info
+    except ImportError as error:  # the native module refuses a mistaken CAPIBARA_AXION_ISA
+        raise _UsageError(str(error)) from error
 
     return int(info.main(args) or 0)
 
