@@ -110,7 +110,7 @@ HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
 
 // e^x for a result that will be rounded to 16 bits: relative error 1.1e-5 (2.6e-6 of it the
 // polynomial's, the rest from rounding x / ln(2)), a twentieth of half a unit in f16's last place.
-// Infinity above 88.72, zero where the result would be subnormal; NaN stays.
+// Infinity from 2^127.5 on at the latest, zero from 2^-126.5 down; NaN stays.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_for_16_bits(D d, Vecs<D, n> x) {
   const auto polynomial = [&](auto f) CAPIBARA_INLINE {  // 2^f for |f| <= 1/2
@@ -194,6 +194,22 @@ HWY_INLINE Vecs<D, n> tanh(D d, Vecs<D, n> x) {
   });
 }
 
+// square - z^2, where square is z^2 rounded.
+template <class D>
+HWY_INLINE hn::Vec<D> square_residue([[maybe_unused]] D d, hn::Vec<D> z, hn::Vec<D> square) {
+#if HWY_TARGET == HWY_SSE4
+  // Without FMA: T. Dekker, "A Floating-Point Technique for Extending the Available Precision",
+  // 1971. The upper 12 bits of z, and what they leave, have exact products.
+  const hn::Rebind<uint32_t, D> du;
+  const auto high = hn::And(z, hn::BitCast(d, hn::Set(du, 0xfffff000u)));
+  const auto low = hn::Sub(z, high);
+  const auto cross = hn::Mul(hn::Add(high, high), low);
+  return hn::Sub(hn::Sub(hn::Sub(square, hn::Mul(high, high)), cross), hn::Mul(low, low));
+#else
+  return hn::NegMulAdd(z, z, square);
+#endif
+}
+
 // erfc(z) for z >= 0: e^(-z^2) t P(t) with t = 1 / (1 + z / 2) (the form of C. Hastings,
 // "Approximations for Digital Computers", 1955), P minimax of degree 9, relative error 2e-8.
 template <class D, size_t n>
@@ -215,8 +231,8 @@ HWY_INLINE Vecs<D, n> erfc_nonnegative(D d, Vecs<D, n> z) {
   // The rounding of z^2 is up to 100 * 2^-24 in the exponent; its FMA residue restores it.
   const auto square = map(z, [](auto a) CAPIBARA_INLINE { return hn::Mul(a, a); });
   auto e = exp_nonpositive(d, map(square, [](auto a) CAPIBARA_INLINE { return hn::Neg(a); }));
-  e = map(e, z, square, [](auto a, auto b, auto c) CAPIBARA_INLINE {
-    return hn::MulAdd(a, hn::NegMulAdd(b, b, c), a);
+  e = map(e, z, square, [&](auto a, auto b, auto c) CAPIBARA_INLINE {
+    return hn::MulAdd(a, square_residue(d, b, c), a);
   });
   return map(e, t, p,
              [](auto a, auto b, auto c) CAPIBARA_INLINE { return hn::Mul(a, hn::Mul(b, c)); });

@@ -62,7 +62,7 @@ HWY_INLINE void turn_interleaved(D d, const RopeArgs& a, int64_t token, const C*
       T* x = head_of<T>(*heads, token, h) + 2 * i;
       Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
       turn(v.v[0], v.v[1], c, s);
-      if constexpr (DTypeOf<C>::value == DType::kF32) {
+      if constexpr (DTypeOf<T>::value == DType::kBF16 && DTypeOf<C>::value == DType::kF32) {
         v = map(v, [&](auto turned) CAPIBARA_INLINE { return quiet_nan(d, turned); });
       }
       store<Order::kEvenOdd>(d, x, v, twice(extent));
