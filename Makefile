@@ -7,7 +7,7 @@ DEMO   := build/demo
 # The experts to serve: make serve CONFIG=my_experts.json
 CONFIG ?= $(DEMO)/config.json
 SERVE  ?=
-BENCH  ?= $(PYTHON_IN_VENV) -m pytest benchmarks
+BENCH  ?= $(PYTHON_IN_VENV) benchmarks/run.py
 CXX_FILES = $(shell find csrc tests/cpp -name '*.cc' -o -name '*.h')
 
 .DEFAULT_GOAL := help

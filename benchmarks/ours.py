@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our operators, returning a new tensor or writing to a given one; and memcpy, the yardstick."""
+
+from __future__ import annotations
+
+import ctypes
+
+import capibara_axion.torch_ops  # noqa: F401  registers the operators
+import torch
+from cases import EPS, HEAD_DIM, INTERMEDIATE, OPS, Inputs
+from contenders import GATED, ROPES, Call, contender
+
+_ops = torch.ops.capibara_axion
+_NORMS = ("rms_norm", "layer_norm")
+
+
+@contender(_NORMS, "ours", "new")
+def _norm(a: Inputs) -> Call:
+    op, x, weight = getattr(_ops, a.case.op), a.x, a.weight
+    return lambda: op(x, weight, EPS)
+
+
+@contender(_NORMS, "ours", "out")
+def _norm_out(a: Inputs) -> Call:
+    op, x, weight, out = getattr(_ops, a.case.op + "_out"), a.x, a.weight, torch.empty_like(a.x)
+    return lambda: (op(out, x, weight, EPS), out)[1]
+
+
+@contender("fused_add_rms_norm", "ours", "in place", in_place=True)
+def _fused_add_rms_norm(a: Inputs) -> Call:
+    op, x, residual, weight = _ops.fused_add_rms_norm, a.x, a.residual, a.weight
+    return lambda: op(x, residual, weight, EPS)
+
+
+@contender("softmax", "ours", "new")
+def _softmax(a: Inputs) -> Call:
+    op, x = _ops.softmax, a.x
+    return lambda: op(x, 1.0, None)
+
+
+@contender("softmax", "ours", "out")
+def _softmax_out(a: Inputs) -> Call:
+    op, x, out = _ops.softmax_out, a.x, torch.empty_like(a.x)
+    return lambda: (op(out, x, 1.0, None), out)[1]
+
+
+@contender(ROPES, "ours", "in place", in_place=True)
+def _rope(a: Inputs) -> Call:
+    op, positions, q, k, cache = _ops.rope, a.positions, a.q, a.k, a.cos_sin_cache
+    neox = a.case.neox
+    return lambda: op(positions, q, k, cache, HEAD_DIM, neox)
+
+
+@contender(GATED, "ours", "new")
+def _gated(a: Inputs) -> Call:
+    op, gate_up = getattr(_ops, a.case.op), a.gate_up
+    return lambda: op(gate_up, None)
+
+
+@contender(GATED, "ours", "out")
+def _gated_out(a: Inputs) -> Call:
+    op, gate_up = getattr(_ops, a.case.op + "_out"), a.gate_up
+    out = gate_up.new_empty(gate_up.shape[0], INTERMEDIATE)
+    return lambda: (op(out, gate_up, None), out)[1]
+
+
+def _buffers(a: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source and destination of a copy that reads and writes as many bytes as the operator."""
+    size = a.case.bytes_moved // 2
+    return torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+
+
+@contender(OPS, "memcpy", "memmove", single_threaded=True)
+def _memmove(a: Inputs) -> Call:
+    source, target = _buffers(a)
+    memmove = ctypes.CDLL(None).memmove
+    memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    memmove.restype = None
+
+    def call(buffers: tuple[torch.Tensor, ...] = (target, source)) -> None:  # keeps them alive
+        memmove(to, of, size)
+
+    to, of, size = target.data_ptr(), source.data_ptr(), len(source)
+    return call
+
+
+@contender(OPS, "memcpy", "copy_")
+def _copy(a: Inputs) -> Call:
+    source, target = _buffers(a)
+    return lambda: target.copy_(source)
