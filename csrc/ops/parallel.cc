@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
 #include <mutex>
 
 #include "cpu/environment.h"
@@ -49,14 +50,15 @@ bool resolve(void* library, const char* symbol, F*& function) {
   return function != nullptr;
 }
 
-// Leaks the handle and the struct on purpose: the threads of a runtime never end.
+// What is bound stays for ever: a call may be using it, and the threads of a runtime never end.
 const OpenMp* bind_openmp() {
   std::string path;
   dl_iterate_phdr(find_runtime, &path);
   void* library = path.empty() ? dlopen("libgomp.so.1", RTLD_NOW | RTLD_LOCAL)
                                : dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (path.empty()) dl_iterate_phdr(find_runtime, &path);
-  auto* openmp = new OpenMp;
+  static auto* const bound = new std::deque<OpenMp>;  // reachable, and never destroyed
+  OpenMp* openmp = &bound->emplace_back();
   if (library && resolve(library, "GOMP_parallel", openmp->parallel) &&
       resolve(library, "omp_get_max_threads", openmp->max_threads) &&
       resolve(library, "omp_get_thread_num", openmp->thread_num) &&

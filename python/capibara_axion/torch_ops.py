@@ -3,7 +3,7 @@
 
 The schemas and the fakes (shapes and dtypes without data, for `torch.compile` and meta tensors)
 are defined here; the CPU implementations are C++ functions that the native module registers
-through torch's stable C interface. A Python implementation costs about ten times as much a call:
+through torch's stable C interface. A Python implementation costs about four times as much a call:
 `python benchmarks/call_overhead.py` measures both.
 
 The operators are for inference: they have no gradients, and `backward` through one warns and gives
