@@ -15,10 +15,11 @@
 namespace capibara {
 namespace {
 
-// Below this, a second thread costs more than it saves. Waking a thread that spins in its barrier
-// and joining it took 1.5 to 2 us here (AMD EPYC 9005, libgomp); a core moves 64 KiB of these
-// operators' data in about that time (tests/cpp/parallel_bench.cc repeats the measurement).
-constexpr int64_t kBytesPerThread = 64 << 10;
+// Below this, a second thread costs more than it saves: on an AMD EPYC 9005 with libgomp, entering
+// and leaving a team of two that is awake takes 1.3 us, in which a core moves about 64 KiB of these
+// operators' data, so that two threads break even at 180 KiB in all and win a quarter at 256.
+// tests/cpp/parallel_bench.cc repeats the measurement.
+constexpr int64_t kBytesPerThread = 128 << 10;
 
 struct OpenMp {
   // The ABI that GCC compiles `#pragma omp parallel` to, unchanged since GCC 4.9.
