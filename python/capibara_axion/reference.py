@@ -39,7 +39,7 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-6) -> Array:
     array([  3., -40.])
     """
     values = _wide(x)
-    root = np.sqrt(np.mean(values**2, axis=-1, keepdims=True) + eps)
+    root = np.sqrt(_mean(values**2) + eps)
     return _rounded(values / root * _wide(weight), x.dtype)
 
 
@@ -75,8 +75,8 @@ def layer_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
         `[..., H]` in x's dtype.
     """
     values = _wide(x)
-    centred = values - np.mean(values, axis=-1, keepdims=True)
-    root = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + eps)
+    centred = values - _mean(values)
+    root = np.sqrt(_mean(centred**2) + eps)
     return _rounded(centred / root * _wide(weight), x.dtype)
 
 
@@ -211,6 +211,12 @@ def _gate_and_up(gate_up: Array, up: Array | None) -> tuple[Array, Array]:
         return _wide(gate_up), _wide(up)
     gate, factor = np.split(_wide(gate_up), 2, axis=-1)
     return gate, factor
+
+
+def _mean(values: Array) -> Array:
+    """Over the last dimension, which stays with size 1; zero where it is empty."""
+    total: Array = np.sum(values, axis=-1, keepdims=True)
+    return total / max(values.shape[-1], 1)
 
 
 def _wide(x: Array) -> NDArray[np.float64]:

@@ -90,6 +90,19 @@ def replace_activation(class_name: str, forward: Callable[..., Any]) -> None:
     _replace_custom_op(base, forward)
 
 
+def replace_gemma_rms_norm(forward: Callable[..., Any]) -> None:
+    """Has Gemma's RMSNorm layers call `forward(layer, x, residual=None)`.
+
+    Remove when the stock layer donates its activations (`maybe_inplace`) as RMSNorm does.
+
+    Raises:
+        HookNotFound
+    """
+    base = _find(f"{_LAYERS}.layernorm", "GemmaRMSNorm")
+    _expect_parameters(_attribute(base, "forward_native"), ("self", "x", "residual"))
+    _replace_custom_op(base, forward)
+
+
 def replace_rotary_embeddings(forward: Callable[..., Any]) -> None:
     """Has every class that computes as RotaryEmbedding does call `forward(layer, ...)`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMSNorm and fused add + RMSNorm as providers of vLLM's IR ops; Cohere's LayerNorm.
+"""RMSNorm and fused add + RMSNorm as providers of vLLM's IR ops; Gemma's layer; Cohere's LayerNorm.
 
 vLLM's layers RMSNorm and GemmaRMSNorm both call the IR ops, Gemma with a float32 weight of 1 + w.
 """
@@ -7,6 +7,7 @@ vLLM's layers RMSNorm and GemmaRMSNorm both call the IR ops, Gemma with a float3
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -67,6 +68,17 @@ def _fused_add_rms_norm(
     return x, x_residual
 
 
+def _gemma_rms_norm(
+    layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Adds in place, where the stock layer lets the IR op copy both activations first."""
+    if residual is not None:
+        weight = layer.weight.float() + 1.0
+        if _fused_add_rms_norm_supports(x, residual, weight, layer.variance_epsilon):
+            return _fused_add_rms_norm(x, residual, weight, layer.variance_epsilon)
+    return layer.forward_stock(x, residual)  # type: ignore[no-any-return]
+
+
 def hook_rms_norm() -> None:
     compat.provide_ir_op("rms_norm", _rms_norm, _rms_norm_supports, inplace=False)
 
@@ -75,6 +87,10 @@ def hook_fused_add_rms_norm() -> None:
     compat.provide_ir_op(
         "fused_add_rms_norm", _fused_add_rms_norm, _fused_add_rms_norm_supports, inplace=True
     )
+
+
+def hook_gemma_rms_norm() -> None:
+    compat.replace_gemma_rms_norm(_gemma_rms_norm)
 
 
 def hook_layer_norm() -> None:

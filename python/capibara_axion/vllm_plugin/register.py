@@ -92,7 +92,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
 
     return {
         "rms_norm": (norm.hook_rms_norm,),
-        "fused_add_rms_norm": (norm.hook_fused_add_rms_norm,),
+        "fused_add_rms_norm": (norm.hook_fused_add_rms_norm, norm.hook_gemma_rms_norm),
         "layer_norm": (norm.hook_layer_norm,),
         "rope": (rope.hook_rotary_embeddings, rope.hook_phi3_long_rope),
         "silu_and_mul": (activation.hook_silu_and_mul,),

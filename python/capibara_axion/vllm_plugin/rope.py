@@ -2,7 +2,7 @@
 """Rotary position embedding: every vLLM class that rotates by one cos/sin table, and Phi-3's.
 
 The operator works in place on q and k, which are views of the fused qkv projection. vLLM's models
-never read them unrotated afterwards.
+never read them unrotated afterwards: its own CPU kernel works in place, too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,23 @@ def _is_supported(
     )
 
 
+def _rotate(
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    table: torch.Tensor,
+    head_size: int,
+    neox: bool,
+) -> Rotated:
+    if torch.compiler.is_compiling():
+        # Inductor would copy two views of one tensor, and after the call weave them into a copy of
+        # the whole tensor; of clones it knows that nobody else reads them.
+        query = query.clone()
+        key = None if key is None else key.clone()
+    _ops.rope.default(positions, query, key, table, head_size, neox)
+    return query, key
+
+
 def _rotary_embedding(
     layer: Any,
     positions: torch.Tensor,
@@ -42,8 +59,7 @@ def _rotary_embedding(
     table = layer._match_cos_sin_cache_dtype(query)
     if not _is_supported(positions, query, key, table):
         return layer.forward_stock(positions, query, key)  # type: ignore[no-any-return]
-    _ops.rope.default(positions, query, key, table, layer.head_size, layer.is_neox_style)
-    return query, key
+    return _rotate(positions, query, key, table, layer.head_size, layer.is_neox_style)
 
 
 def _phi3_long_rope_or(stock: Callable[..., Rotated]) -> Callable[..., Rotated]:
@@ -60,8 +76,7 @@ def _phi3_long_rope_or(stock: Callable[..., Rotated]) -> Callable[..., Rotated]:
         if self.use_long_rope:
             # The rows for the short factors come first.
             table = table[self.original_max_position_embeddings :]
-        _ops.rope.default(positions, query, key, table, self.head_size, True)
-        return query, key
+        return _rotate(positions, query, key, table, self.head_size, True)
 
     return forward
 

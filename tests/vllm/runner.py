@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs vLLM engines for the tests: one JSON job a line on stdin, one JSON answer a line on stdout.
+
+vLLM is imported once; each job runs in a fork of that process, so jobs share nothing else. The
+engine core lives in the fork itself, where the operators' call counters can be read.
+
+A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool}; the answer is
+{"logprobs": [...], "tokens": [[...]], "counts": {op: calls}, "status": {op: text},
+"graphs": n} or {"error": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_DISABLE_COMPILE_CACHE": "1",
+    "VLLM_USE_AOT_COMPILE": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "2",
+    # One compiler process: its pool of workers takes longer to start than these graphs to compile.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
+
+_TEXT = (
+    "The server keeps several expert models and loads each of them when it is first asked for.\n"
+    "def add(first, second): return first + second # ¿Qué es? Grüße, 世界"
+)
+_NEW_TOKENS = 8
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs one engine in this process."""
+    from torch._dynamo.utils import counters
+    from vllm import LLM, SamplingParams
+
+    options: dict[str, Any] = {"enforce_eager": True}
+    if job["compiled"]:
+        options = {"compilation_config": {"cudagraph_mode": "NONE", "compile_sizes": []}}
+    llm = LLM(
+        job["model"],
+        dtype="float32",
+        max_model_len=job["max_model_len"],
+        max_num_seqs=2,
+        max_num_batched_tokens=job["max_model_len"],
+        kv_cache_memory_bytes=32 << 20,
+        distributed_executor_backend="uni",
+        enable_prefix_caching=False,
+        **options,
+    )
+    from capibara_axion import info
+    from capibara_axion.vllm_plugin import register
+
+    info.reset_call_counts()
+    sampling = SamplingParams(
+        temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, prompt_logprobs=0, logprobs=0
+    )
+    requests = [{"prompt": _TEXT}]
+    outputs = llm.generate(requests, sampling, use_tqdm=False)
+    if job["image"]:
+        message = [{"type": "image_pil", "image_pil": _image()}, {"type": "text", "text": "Look."}]
+        outputs += llm.chat([{"role": "user", "content": message}], sampling, use_tqdm=False)
+    steps = [
+        step
+        for output in outputs
+        for step in [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+    ]
+    return {
+        "logprobs": [next(iter(step.values())).logprob for step in steps],
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "counts": info.call_counts(),
+        "status": register.status(),
+        "graphs": counters["stats"]["unique_graphs"],
+    }
+
+
+def _image() -> Any:
+    """A gradient with some structure, of neither the model's size nor its shape."""
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.mgrid[0:90, 0:140]
+    channels = [rows * 255 // 89, columns * 255 // 139, (rows * columns) % 256]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def _run_in_fork(job: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        answer = Path(directory) / "answer.json"
+        child = os.fork()
+        if child == 0:
+            try:
+                os.environ.update(job["env"])
+                content = run(job)
+            except BaseException:
+                content = {"error": traceback.format_exc()}
+            answer.write_text(json.dumps(content), encoding="utf-8")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not answer.exists():
+            return {"error": f"the engine's process died with wait status {status}"}
+        content = json.loads(answer.read_text(encoding="utf-8"))
+        return dict(content)
+
+
+def _main() -> None:
+    os.environ.update(ENVIRONMENT)
+    # vLLM prints to stdout; answers go to a copy of it that nothing else knows.
+    answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    import vllm.v1.worker.cpu_worker
+    from vllm import LLM
+
+    assert LLM is not None and vllm.v1.worker.cpu_worker is not None
+    for line in sys.stdin:
+        print(json.dumps(_run_in_fork(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _main()
