@@ -26,7 +26,7 @@ namespace {
 constexpr uint32_t kChunk = 4096;
 constexpr uint32_t kChunks = uint32_t{1} << 20;
 #ifdef CAPIBARA_SAMPLED
-constexpr uint32_t kChunkStep = 1021;
+constexpr uint32_t kChunkStep = 509;
 #else
 constexpr uint32_t kChunkStep = 1;
 #endif

@@ -208,7 +208,8 @@ TEST_CASE("softmax: large magnitudes") {
         c.cols = 77, c.scale = scale;
         Tensors tensors(c);
         const float reach = std::min(magnitude, largest);
-        tensors.x.fill([&] { return reach * static_cast<float>(random.integer(-999, 999)) / 999; });
+        tensors.x.fill(
+            [&] { return reach * (static_cast<float>(random.integer(-999, 999)) / 999); });
         for (int64_t r = 0; r < c.rows;
              ++r) {  // the largest twice: in a whole vector, and at the end
           for (int64_t i : {r, c.cols - 1}) tensors.x.set(r, i, std::copysign(reach, scale));
