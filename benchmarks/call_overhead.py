@@ -22,13 +22,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import torch
 from rich.table import Table
 
 import capibara_axion
 import capibara_axion.torch_ops  # registers the operators
 import machine
 import timing
-import torch
 from capibara_axion import _core
 
 F = torch.nn.functional

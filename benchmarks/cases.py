@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 import torch
+
 from capibara_axion import reference
 
 HIDDEN, INTERMEDIATE = 4096, 14336

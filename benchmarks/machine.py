@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+import torch
 from rich.console import Console
 
-import torch
 from capibara_axion import info
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ctypes
 
-import capibara_axion.torch_ops  # noqa: F401  registers the operators
 import torch
+
+import capibara_axion.torch_ops  # noqa: F401  registers the operators
 from cases import EPS, HEAD_DIM, INTERMEDIATE, OPS, Inputs
 from contenders import GATED, ROPES, Call, contender
 

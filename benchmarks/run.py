@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -28,7 +29,6 @@ import machine
 import numpy_peers  # noqa: F401  the peers enter themselves into the registry
 import ours  # noqa: F401
 import timing
-import torch
 import torch_peers  # noqa: F401
 from cases import Case
 from contenders import Prepared

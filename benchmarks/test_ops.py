@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import cases
 import machine
 import numpy_peers  # noqa: F401  the peers enter themselves into the registry
 import ours  # noqa: F401
 import timing
-import torch
 import torch_peers  # noqa: F401
 from cases import Case
 from contenders import Contender, Prepared, contenders

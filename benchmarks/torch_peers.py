@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+
 from cases import EPS, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, Inputs
 from contenders import GATED, ROPES, Call, contender
 

@@ -20,15 +20,15 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from vllm import ir
 from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models import commandr
 from vllm.platforms import current_platform
 
-import torch
 from cases import EPS, HEAD_DIM, INTERMEDIATE, Case, Inputs
 from contenders import GATED, ROPES, Call, contender
-from vllm import ir
 
 current_platform.import_kernels()  # registers torch.ops._C
 _C = torch.ops._C

@@ -129,9 +129,7 @@ def _torch_lengths(lengths: Any, x: Any) -> Any:
     return lengths.expand(x.shape[:-1]) if lengths.ndim == 0 else lengths
 
 
-def softmax(
-    x: Array, scale: float = 1.0, lengths: Any = None, out: Array | None = None
-) -> Array:
+def softmax(x: Array, scale: float = 1.0, lengths: Any = None, out: Array | None = None) -> Array:
     """`exp(scale x) / sum(exp(scale x))` over the last dimension, by way of its maximum.
 
     Args:

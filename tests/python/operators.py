@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import capibara_axion
 import ml_dtypes
 import numpy as np
 import tolerances
-from capibara_axion import reference
 from numpy.typing import NDArray
+
+import capibara_axion
+from capibara_axion import reference
 
 Array = NDArray[Any]
 Arguments = dict[str, Any]

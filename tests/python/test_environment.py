@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from capibara_axion import _core, env
 
 ISAS = [isa["name"] for isa in _core.isas() if isa["runs_here"]]

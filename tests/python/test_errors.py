@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import capibara_axion as ax
 import numpy as np
 import pytest
+
+import capibara_axion as ax
 
 
 def ones(*shape: int, dtype: Any = np.float32) -> np.ndarray:

@@ -8,7 +8,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import capibara_axion as ax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 from operators import BFLOAT16, DTYPES, FLOAT32, OPERATORS, Array, Variant, call_gated, normal
+
+import capibara_axion as ax
 
 COLS = 37
 BITS = {2: np.uint16, 4: np.uint32}
@@ -191,15 +192,15 @@ def test_partial_overlaps_are_refused() -> None:
     x = memory[:8, :COLS]
     for out in (memory[1:, :COLS], memory[:8, 1 : COLS + 1], memory[:8, COLS - 1 : 2 * COLS - 1]):
         for call in WITH_OUT.values():
-            with pytest.raises(ValueError, match="^out: expected memory apart"):
+            with pytest.raises(ValueError, match=r"^out: expected memory apart"):
                 call(x, out=out)
     packed = memory[:8, : 2 * COLS]
-    with pytest.raises(ValueError, match="^out: expected memory apart"):
+    with pytest.raises(ValueError, match=r"^out: expected memory apart"):
         ax.silu_and_mul(packed, out=packed[:, 1 : COLS + 1])
     weight = memory[8, :COLS]
-    with pytest.raises(ValueError, match="^out: expected memory apart from weight"):
+    with pytest.raises(ValueError, match=r"^out: expected memory apart from weight"):
         ax.rms_norm(memory[:8, :COLS].copy(), weight, out=memory[1:, :COLS])
-    with pytest.raises(ValueError, match="^residual: expected memory apart from x"):
+    with pytest.raises(ValueError, match=r"^residual: expected memory apart from x"):
         ax.fused_add_rms_norm(x, memory[1:, :COLS], np.ones(COLS, np.float32))
 
 
@@ -220,7 +221,7 @@ def test_broadcast(call: Call) -> None:
     row = np.linspace(-1, 1, COLS).astype(np.float32)
     x = np.broadcast_to(row, (5, COLS))
     assert same_bits(call(x), call(x.copy()))
-    with pytest.raises(ValueError, match="^out: expected elements that do not overlap"):
+    with pytest.raises(ValueError, match=r"^out: expected elements that do not overlap"):
         call(x.copy(), out=as_strided(row.copy(), (5, COLS), (0, 4)))
 
 
@@ -301,19 +302,19 @@ def test_any_strides(x: Array, data: st.DataObject) -> None:
     assert same_bits(x, dense)
     # Into a result of these very strides, if kernels can follow them.
     out = np.zeros_like(x) if data.draw(st.booleans()) else x.copy(order="K")
+    refused = ""
     try:
         ax.softmax(x, out=out)
     except ValueError as error:
-        assert str(error).startswith("out: ")
-    else:
-        assert same_bits(out, ax.softmax(dense))
+        refused = str(error)
+    assert refused.startswith("out: ") or same_bits(out, ax.softmax(dense))
 
 
 def test_more_than_two_strides_are_copied(rng: np.random.Generator) -> None:
     x = normal(rng, (5, 6, 7, 8, 16), BFLOAT16)[::2, ::2, ::2, ::2]
     weight = np.ones(16, ml_dtypes.bfloat16)
     assert same_bits(ax.rms_norm(x, weight), ax.rms_norm(_copied(x), weight))
-    with pytest.raises(ValueError, match="^out: expected rows at one stride or two nested ones"):
+    with pytest.raises(ValueError, match=r"^out: expected rows at one stride or two nested ones"):
         ax.rms_norm(_copied(x), weight, out=np.zeros((5, 6, 7, 8, 16), x.dtype)[::2, ::2, ::2, ::2])
-    with pytest.raises(ValueError, match="^x: expected rows at one stride or two nested ones"):
+    with pytest.raises(ValueError, match=r"^x: expected rows at one stride or two nested ones"):
         ax.fused_add_rms_norm(x, _copied(x), weight)

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import capibara_axion
 import numpy as np
 import pytest
-from capibara_axion import _core
 from operators import DTYPES, OPERATORS, Variant
+
+import capibara_axion
+from capibara_axion import _core
 
 each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 

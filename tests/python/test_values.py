@@ -9,8 +9,9 @@ import os
 import numpy as np
 import pytest
 import tolerances
-from capibara_axion import _core, reference
 from operators import BFLOAT16, DTYPES, FLOAT16, FLOAT32, VARIANTS, Variant, call_gated
+
+from capibara_axion import _core, reference
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)

@@ -16,8 +16,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from capibara_axion import _core, reference
 from numpy.typing import NDArray
+
+from capibara_axion import _core, reference
 
 Array = NDArray[Any]
 

@@ -117,10 +117,9 @@ def _main() -> None:
     # vLLM prints to stdout; answers go to a copy of it that nothing else knows.
     answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    import vllm.v1.worker.cpu_worker
-    from vllm import LLM
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm import LLM  # noqa: F401  (imported once here, for all forks)
 
-    assert LLM is not None and vllm.v1.worker.cpu_worker is not None
     for line in sys.stdin:
         print(json.dumps(_run_in_fork(json.loads(line))), file=answers, flush=True)
 

@@ -17,7 +17,7 @@ Function = Callable[[mpf], mpf]
 
 
 def remez(f: Function, basis: list[Function], low: mpf, high: mpf) -> tuple[list[mpf], mpf]:
-    """Coefficients c minimising max |sum(c_i basis_i(x)) / f(x) - 1| on [low, high], and that max."""
+    """Coefficients c that minimise max |sum(c_i basis_i) / f - 1| on [low, high], and that max."""
     count = len(basis) + 1
     nodes = [
         (low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * count))
@@ -46,7 +46,9 @@ def remez(f: Function, basis: list[Function], low: mpf, high: mpf) -> tuple[list
 def extrema(error: Function, low: mpf, high: mpf, count: int) -> tuple[list[mpf], mpf]:
     """The `count` alternating extrema of `error` on a fine Chebyshev grid, and the largest."""
     steps = 1500
-    grid = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / steps) for i in range(steps + 1)]
+    grid = [
+        (low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / steps) for i in range(steps + 1)
+    ]
     values = [error(x) for x in grid]
     peaks: list[tuple[mpf, mpf]] = []
     for x, value in zip(grid, values, strict=True):
@@ -62,16 +64,19 @@ def extrema(error: Function, low: mpf, high: mpf, count: int) -> tuple[list[mpf]
 
 
 def powers(degrees: range) -> list[Function]:
+    """The monomials of these degrees."""
     return [lambda x, n=n: x**n for n in degrees]
 
 
 def report(name: str, coefficients: list[mpf], error: mpf) -> None:
+    """Prints a fit as math-inl.h has it."""
     print(f"{name}: relative error {mp.nstr(error, 3)}")
     for degree, value in enumerate(coefficients):
         print(f"  c{degree} = {mp.nstr(value, 12)}f")
 
 
 def main() -> None:
+    """Fits everything that math-inl.h uses."""
     # exp(r) = 1 + r + r^2 Q(r) on half a reduction interval; a little wider because the
     # reduction rounds.
     half = mp.log(2) / 2 * mpf("1.0001")

@@ -29,6 +29,7 @@ def vllm_version() -> str:
 
 
 def is_supported_version(version: str) -> bool:
+    """Whether the plugin was tested with this version of vLLM."""
     return any(version == known or version.startswith(f"{known}.") for known in SUPPORTED_VERSIONS)
 
 
@@ -171,7 +172,7 @@ def _replace_custom_op(base: type, forward: Callable[..., Any]) -> None:
 
     def dispatch_forward(self: Any, compile_native: bool) -> Callable[..., Any]:
         self.forward_stock = stock_dispatch(self, compile_native=compile_native)
-        return self.forward_capibara_axion  # type: ignore[no-any-return]
+        return self.forward_capibara_axion
 
     replacement = type(
         base.__name__,

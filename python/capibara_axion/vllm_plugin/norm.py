@@ -76,24 +76,28 @@ def _gemma_rms_norm(
         weight = layer.weight.float() + 1.0
         if _fused_add_rms_norm_supports(x, residual, weight, layer.variance_epsilon):
             return _fused_add_rms_norm(x, residual, weight, layer.variance_epsilon)
-    return layer.forward_stock(x, residual)  # type: ignore[no-any-return]
+    return layer.forward_stock(x, residual)
 
 
 def hook_rms_norm() -> None:
+    """Raises: HookNotFound."""
     compat.provide_ir_op("rms_norm", _rms_norm, _rms_norm_supports, inplace=False)
 
 
 def hook_fused_add_rms_norm() -> None:
+    """Raises: HookNotFound."""
     compat.provide_ir_op(
         "fused_add_rms_norm", _fused_add_rms_norm, _fused_add_rms_norm_supports, inplace=True
     )
 
 
 def hook_gemma_rms_norm() -> None:
+    """Raises: HookNotFound."""
     compat.replace_gemma_rms_norm(_gemma_rms_norm)
 
 
 def hook_layer_norm() -> None:
+    """Raises: HookNotFound."""
     compat.replace_cohere_layer_norm(_layer_norm_or)
 
 

@@ -101,13 +101,16 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
 
 
 def _hook(hooks: tuple[Callable[[], None], ...]) -> str:
-    reasons = []
-    for hook in hooks:
-        try:
-            hook()
-        except Exception as error:
-            reasons.append(str(error))
+    reasons = [reason for hook in hooks if (reason := _failure_of(hook))]
     if not reasons:
         return HOOKED
     partly = f"{HOOKED} in part; " if len(reasons) < len(hooks) else ""
     return f"{partly}left to vLLM: {'; '.join(reasons)}"
+
+
+def _failure_of(hook: Callable[[], None]) -> str:
+    try:
+        hook()
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""

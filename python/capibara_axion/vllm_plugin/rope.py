@@ -58,7 +58,7 @@ def _rotary_embedding(
 ) -> Rotated:
     table = layer._match_cos_sin_cache_dtype(query)
     if not _is_supported(positions, query, key, table):
-        return layer.forward_stock(positions, query, key)  # type: ignore[no-any-return]
+        return layer.forward_stock(positions, query, key)
     return _rotate(positions, query, key, table, layer.head_size, layer.is_neox_style)
 
 
@@ -82,8 +82,10 @@ def _phi3_long_rope_or(stock: Callable[..., Rotated]) -> Callable[..., Rotated]:
 
 
 def hook_rotary_embeddings() -> None:
+    """Raises: HookNotFound."""
     compat.replace_rotary_embeddings(_rotary_embedding)
 
 
 def hook_phi3_long_rope() -> None:
+    """Raises: HookNotFound."""
     compat.replace_phi3_long_rope(_phi3_long_rope_or)
