@@ -26,6 +26,9 @@ ifeq ($(CONFIG),$(DEMO)/config.json)
 endif
 	@exec $(VENV)/bin/capibara-axion serve --config $(CONFIG) $(SERVE)
 
+# The C++ tests need one package more than the rest.
+test test-cpp test-asan bench: export FOR_TESTS := 1
+
 test: bootstrap ## run every test that CI runs; test-cpp, -asan, -python, -vllm, -server: a part
 	@scripts/test.sh
 
@@ -34,6 +37,9 @@ test-cpp test-asan test-python test-vllm test-server: bootstrap
 
 bench: bootstrap ## time every operator against its peers
 	$(BENCH)
+	@PATH=$(VENV)/bin:$$PATH; cmake --preset dev >/dev/null && cmake --build --preset dev
+	build/dev/tests/cpp/reference_bench | tee benchmarks/results/reference.json
+	build/dev/tests/cpp/parallel_bench
 
 lint: bootstrap ## ruff, mypy, clang-format and the layer rule
 	$(VENV)/bin/ruff check .

@@ -38,6 +38,8 @@ find_highway() {
   compiles -E <<<$'#if !__has_include(<hwy/highway.h>)\n#error missing\n#endif'
 }
 
+find_doctest() { compiles -E <<<$'#if !__has_include(<doctest/doctest.h>)\n#error missing\n#endif'; }
+
 find_libnuma() { [[ $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) == *libnuma.so.1* ]]; }
 
 find_python_module() { "$1" -c "import $2" 2>/dev/null; }
@@ -54,6 +56,7 @@ find_missing_packages() {
   compiles -fopenmp <<<$'#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }' ||
     MISSING+=("g++: a C++17 compiler with OpenMP, for the kernels and for what torch compiles as it runs")
   find_highway || MISSING+=("libhwy-dev: Google Highway, the SIMD library the kernels are written in")
+  [ -z "${FOR_TESTS:-}" ] || find_doctest || MISSING+=("doctest-dev: doctest, headers only, for the C++ tests")
   find_libnuma || MISSING+=("libnuma1: the NUMA library that vLLM's native module links")
   python=$(find_python)
   if [ -z "$python" ]; then
