@@ -120,6 +120,7 @@ bool same_kind(float a, float b, bool exact_zeros) {
 
 void compare(const float* x, const float* got, const double* exact, const float* nearest,
              bool exact_zeros, Worst& worst) {
+  if (!std::memcmp(got, nearest, kChunk * sizeof(float))) return;
   constexpr uint32_t kBlock = 64;
   for (uint32_t begin = 0; begin < kChunk; begin += kBlock) {
     uint32_t differing = 0;
