@@ -16,10 +16,10 @@ namespace capibara {
 namespace {
 
 // Below this, a second thread costs more than it saves: on an AMD EPYC 9005 with libgomp, entering
-// and leaving a team of two that is awake takes 1.3 us, in which a core moves about 64 KiB of these
-// operators' data, so that two threads break even at 180 KiB in all and win a quarter at 256.
+// and leaving a team of two that is awake takes 0.5 us on an idle machine and 1.3 us on a busy one,
+// so that two threads break even at 60 to 180 KiB in all; idle, they gain 1.4 times at 128 KiB.
 // tests/cpp/parallel_bench.cc repeats the measurement.
-constexpr int64_t kBytesPerThread = 128 << 10;
+constexpr int64_t kBytesPerThread = 64 << 10;
 
 struct OpenMp {
   // The ABI that GCC compiles `#pragma omp parallel` to, unchanged since GCC 4.9.

@@ -9,6 +9,25 @@ namespace capibara {
 namespace CAPIBARA_ISA {
 namespace {
 
+// max(bound, v) and min(bound, v); NaN stays NaN. On x86, the instructions give their second
+// operand if one is NaN; on Arm, Highway's Max and Min give the number.
+template <class D>
+HWY_INLINE hn::Vec<D> at_least(D, hn::Vec<D> bound, hn::Vec<D> v) {
+#if HWY_ARCH_ARM_A64
+  return hn::Vec<D>(vmaxq_f32(bound.raw, v.raw));
+#else
+  return hn::Max(bound, v);
+#endif
+}
+template <class D>
+HWY_INLINE hn::Vec<D> at_most(D, hn::Vec<D> bound, hn::Vec<D> v) {
+#if HWY_ARCH_ARM_A64
+  return hn::Vec<D>(vminq_f32(bound.raw, v.raw));
+#else
+  return hn::Min(bound, v);
+#endif
+}
+
 // p * r + c, for all vectors.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> horner(D d, Vecs<D, n> p, Vecs<D, n> r, float c) {
@@ -74,9 +93,8 @@ HWY_INLINE Vecs<D, n> scale_by_power([[maybe_unused]] D d, Vecs<D, n> p, Vecs<D,
 // stays.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp(D d, Vecs<D, n> x) {
-  // The bounds come first: on x86, Min and Max give the second operand if one is NaN.
   const auto most = hn::Set(d, 89.0f), least = hn::Set(d, -104.5f);
-  x = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, hn::Min(most, a)); });
+  x = map(x, [&](auto a) CAPIBARA_INLINE { return at_least(d, least, at_most(d, most, a)); });
   const auto k = nearest_ln2_multiple(d, x);
   return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
 }
@@ -85,7 +103,7 @@ HWY_INLINE Vecs<D, n> exp(D d, Vecs<D, n> x) {
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_nonpositive(D d, Vecs<D, n> x) {
   const auto least = hn::Set(d, -104.5f);
-  x = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, a); });
+  x = map(x, [&](auto a) CAPIBARA_INLINE { return at_least(d, least, a); });
   const auto k = nearest_ln2_multiple(d, x);
   return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
 }
@@ -98,7 +116,7 @@ HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
   if constexpr (hn::MaxLanes(D()) == 16) return exp_nonpositive(d, x);  // VSCALEFPS: no saving
 #endif
   const auto least = hn::Set(d, -87.33f);
-  const auto bounded = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, a); });
+  const auto bounded = map(x, [&](auto a) CAPIBARA_INLINE { return at_least(d, least, a); });
   const auto k = nearest_ln2_multiple(d, bounded);
   const auto p = exp_reduced(d, subtract_ln2_multiple(d, bounded, k));
   return map(p, k, x, [&](auto a, auto e, auto given) CAPIBARA_INLINE {
@@ -135,7 +153,7 @@ HWY_INLINE Vecs<D, n> exp_for_16_bits(D d, Vecs<D, n> x) {
   // 2^128 as bits is infinity, 2^-127 is zero: both ends come out of the one scaling.
   const auto most = hn::Set(d, 128.0f), least = hn::Set(d, -127.0f);
   const auto bounded =
-      map(t, [&](auto a) CAPIBARA_INLINE { return hn::Max(least, hn::Min(most, a)); });
+      map(t, [&](auto a) CAPIBARA_INLINE { return at_least(d, least, at_most(d, most, a)); });
   const auto k = map(bounded, [](auto a) CAPIBARA_INLINE { return hn::Round(a); });
   const auto f =
       map(bounded, k, [](auto a, auto whole) CAPIBARA_INLINE { return hn::Sub(a, whole); });
@@ -216,7 +234,7 @@ template <class D, size_t n>
 HWY_INLINE Vecs<D, n> erfc_nonnegative(D d, Vecs<D, n> z) {
   const auto one = hn::Set(d, 1.0f), half = hn::Set(d, 0.5f);
   const auto most = hn::Set(d, 10.06f);  // erfc(10.06) < 2^-149
-  z = map(z, [&](auto a) CAPIBARA_INLINE { return hn::Min(most, a); });
+  z = map(z, [&](auto a) CAPIBARA_INLINE { return at_most(d, most, a); });
   const auto t =
       map(z, [&](auto a) CAPIBARA_INLINE { return hn::Div(one, hn::MulAdd(a, half, one)); });
   auto p = horner(d, fill<n>(d, hn::Set(d, 0.0121018534752f)), t, -0.12228740354f);
