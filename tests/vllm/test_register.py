@@ -123,3 +123,22 @@ def test_versions() -> None:
     assert compat.is_supported_version("0.32")
     assert not compat.is_supported_version("0.320.1")
     assert not compat.is_supported_version("0.31.9")
+
+
+def test_an_op_of_which_one_place_is_not_found(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise compat.HookNotFound("no LongRoPE")
+
+    monkeypatch.setattr(register, "_hooks", lambda: {"rope": (lambda: None, missing)})
+    register.register()
+    assert register.status()["rope"] == "hooked in part; left to vLLM: no LongRoPE"
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_hook_with_other_parameters_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    commandr = pytest.importorskip("vllm.model_executor.models.commandr")
+    monkeypatch.setattr(commandr, "layer_norm_func", lambda hidden_states, gain: None)
+    with pytest.raises(compat.HookNotFound, match="variance_epsilon"):
+        compat.replace_cohere_layer_norm(lambda stock: stock)
