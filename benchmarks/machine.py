@@ -56,7 +56,7 @@ def describe(malloc: dict[str, int]) -> dict[str, Any]:
             "load_average": os.getloadavg(),
         },
         "isa": collected["isa"]["chosen"],
-        "openmp": collected["threads"]["openmp"],
+        "openmp": Path(collected["threads"]["openmp"]).name,
         "versions": collected["versions"],
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "commit": _commit(),

@@ -233,13 +233,22 @@ def rope(
         neox: True pairs element i with i + rotary_dim / 2 (GPT-NeoX, Llama); False pairs 2 i with
             2 i + 1 (GPT-J, Cohere).
     """
-    size = 0 if head_dim is None else index(head_dim)
-    if head_dim is not None and not 0 < size <= _INT32_MAX:
-        raise ValueError(f"head_dim: expected a positive number, got {head_dim}")
+    size = 0 if head_dim is None else _positive_int("head_dim", head_dim)
     if (ops := _torch_ops(q)) is None:
         _core.rope(q, k, cos_sin_cache, positions, size, bool(neox))
     else:
         ops.rope(positions, q, k, cos_sin_cache, size, neox)
+
+
+def _positive_int(name: str, value: Any) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        given = type(value).__name__
+        raise TypeError(f"{name}: expected an integer, got {given}") from None
+    if not 0 < number <= _INT32_MAX:
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+    return number
 
 
 def get_num_threads() -> int:
