@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import capibara_axion as ax
 import ml_dtypes
 import numpy as np
 import pytest
+
+import capibara_axion as ax
 from capibara_axion import _core, reference
 
 F32, F16 = np.float32, np.float16
@@ -234,12 +235,12 @@ def test_message_names_the_argument(
 
 def test_a_refused_call_writes_nothing() -> None:
     q, k = x(3, 2, 8), x(3, 1, 8)
-    with pytest.raises(ValueError, match="^positions"):
+    with pytest.raises(ValueError, match=r"^positions"):
         rope(q=q, k=k, positions=np.array([0, 1, 99]), cos_sin_cache=2 * x(10, 8))
     assert (q == 1).all()
     assert (k == 1).all()
     residual = x(2, 4)
-    with pytest.raises(ValueError, match="^weight"):
+    with pytest.raises(ValueError, match=r"^weight"):
         ax.fused_add_rms_norm(x(2, 4), residual, x(5))
     assert (residual == 1).all()
 
@@ -248,9 +249,9 @@ def test_a_refused_call_writes_nothing() -> None:
 def test_written_arguments_lie_apart(overlap: str) -> None:
     if overlap == "q and k":
         qk = x(3, 2, 8)
-        with pytest.raises(ValueError, match="^k: expected memory apart from q"):
+        with pytest.raises(ValueError, match=r"^k: expected memory apart from q"):
             rope(q=qk, k=qk)
     else:
         residual = x(2, 4)
-        with pytest.raises(ValueError, match="^(x|residual|weight): expected memory apart"):
+        with pytest.raises(ValueError, match=r"^(x|residual|weight): expected memory apart"):
             ax.fused_add_rms_norm(x(2, 4), residual, residual[1])
