@@ -60,6 +60,7 @@ find_missing_packages() {
   find_libnuma || MISSING+=("libnuma1: the NUMA library that vLLM's native module links")
   python=$(find_python)
   if [ -z "$python" ]; then
+    [ -z "${PYTHON:-}" ] || die "PYTHON=$PYTHON is no Python $PYTHON_RANGE_TEXT"
     MISSING+=("python3: Python $PYTHON_RANGE_TEXT" "python3-venv: makes .venv" "python3-dev: headers, for the native module")
     return
   fi
