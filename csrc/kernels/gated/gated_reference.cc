@@ -28,13 +28,14 @@ void silu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
 }
 
 void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  for_each_element(a, begin, end,
-                   [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); });
+  // 1 + erf(x / sqrt(2)) by erfc, which keeps its digits in the lower tail.
+  for_each_element(a, begin, end, [](float x) { return 0.5f * x * std::erfc(x * -0.70710678f); });
 }
 
 void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
+  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), which keeps its digits where tanh is near -1.
   for_each_element(a, begin, end, [](float x) {
-    return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    return x / (1.0f + std::exp(-2 * 0.79788456f * (x + 0.044715f * x * x * x)));
   });
 }
 
