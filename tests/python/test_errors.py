@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,9 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "approximate: expected 'none' or 'tanh', got 'quick'",
     ),
+    ("head_dim below zero", lambda: rope(head_dim=-8), ValueError, "head_dim: expected a positive"),
+    ("head_dim zero", lambda: rope(head_dim=0), ValueError, "head_dim: expected a positive"),
+    ("head_dim huge", lambda: rope(head_dim=2**70), ValueError, "head_dim: expected a positive"),
     ("no threads", lambda: ax.set_num_threads(-1), ValueError, "threads: expected 1 to 4096"),
     ("too many threads", lambda: ax.set_num_threads(5000), ValueError, "threads: expected 1 to 40"),
     # scalars of another type
@@ -255,3 +259,30 @@ def test_written_arguments_lie_apart(overlap: str) -> None:
         residual = x(2, 4)
         with pytest.raises(ValueError, match=r"^(x|residual|weight): expected memory apart"):
             ax.fused_add_rms_norm(x(2, 4), residual, residual[1])
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="no_such_operator"):
+        _ = ax.no_such_operator  # type: ignore[attr-defined]
+    assert "rms_norm" in dir(ax)
+
+
+def test_no_reference_is_kept() -> None:
+    """Neither a call nor a refusal holds on to its arguments."""
+    weight, lengths, positions = x(4), np.array([1, 2], np.int32), np.array([0, 1])
+    q, cache = x(2, 3, 4), x(4, 4)
+    shared = (weight, lengths, positions, q, cache)
+    before = [sys.getrefcount(array) for array in shared]
+    for _ in range(50):
+        ax.rms_norm(x(2, 4), weight)
+        ax.softmax(x(2, 4), lengths=lengths, out=x(2, 4))
+        ax.rope(q, None, cache, positions)
+        for call in (
+            lambda: ax.rms_norm(x(2, 5), weight),
+            lambda: ax.rms_norm(x(2, 4), weight, out=x(3, 4)),
+            lambda: ax.softmax(x(2, 1), lengths=lengths),
+            lambda: ax.rope(q, weight, cache, positions),
+        ):
+            with pytest.raises(ValueError, match="expected"):
+                call()
+    assert [sys.getrefcount(array) for array in shared] == before

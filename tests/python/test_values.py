@@ -64,6 +64,8 @@ def test_nan_and_infinity(
     for cols in (3, 20, 67):
         arguments = variant.make(rng, 4, cols, dtype)
         name = next(name for name in ("x", "gate_up", "q") if name in arguments)
+        # Small, because infinity times an activation that underflows to zero would be NaN.
+        arguments[name] = (arguments[name].astype(np.float32) / 4).astype(dtype)
         for row in (1, 3):
             x = arguments[name][row]
             at = rng.choice(x.size, len(values), replace=False)
