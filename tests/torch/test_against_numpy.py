@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import tolerances
 import torch
+import torch.nn.functional as F
 from operators import BFLOAT16, DTYPES, OPERATORS, VARIANTS, Variant
 
-import cases
+from cases import OPS
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -45,32 +47,71 @@ def to_tensors(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: to_torch(value) for name, value in arguments.items()}
 
 
-def in_plain_torch(variant: Variant, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """The same by torch's own functions, in float64."""
+def in_plain_torch(op: str, a: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """The operator by torch's own functions, in float64; `a`: the arguments."""
+    dtype = a.get("x", torch.empty(0)).dtype
     a = {
-        name: value.double()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in arguments.items()
+        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in a.items()
     }
-    match variant.op:
+    match op:
         case "rms_norm":
-            return (cases._rms(a["x"], a["weight"], a["eps"]),)
+            return (rms_norm(a["x"], a["weight"], a["eps"]),)
         case "fused_add_rms_norm":
-            dtype = arguments["x"].dtype
+            # Two 16-bit values, or two of 32 bits, have a sum that float32 rounds innocuously.
             total = (a["x"] + a["residual"]).float().to(dtype).double()
-            return cases._rms(total, a["weight"], a["eps"]), total
+            return rms_norm(total, a["weight"], a["eps"]), total
         case "layer_norm":
-            x, columns = a["x"], a["x"].shape[-1:]
-            return (torch.nn.functional.layer_norm(x, columns, None, None, a["eps"]) * a["weight"],)
+            return (F.layer_norm(a["x"], a["x"].shape[-1:], eps=a["eps"]) * a["weight"],)
         case "softmax":
-            return (cases._softmax(a["x"], a["scale"], a["lengths"]),)
+            return (softmax(a["x"], a["scale"], a["lengths"]),)
         case "rope":
-            return cases._rope(
-                a["positions"], a["q"], a["k"], a["cos_sin_cache"], a["head_dim"] or 0, a["neox"]
-            )
-        case gated:
-            return (cases._GATED[gated](a["gate_up"], a["up"]),)
+            return rope(**a)
+        case _:
+            gate, up = a["gate_up"].chunk(2, -1) if a["up"] is None else (a["gate_up"], a["up"])
+            return (ACTIVATIONS[op](gate) * up,)
+
+
+ACTIVATIONS = {
+    "silu_and_mul": F.silu,
+    "gelu_and_mul": F.gelu,
+    "gelu_tanh_and_mul": partial(F.gelu, approximate="tanh"),
+}
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def softmax(x: torch.Tensor, scale: float, lengths: torch.Tensor | None) -> torch.Tensor:
+    if lengths is None:
+        return torch.softmax(x * scale, -1)
+    outside = torch.arange(x.shape[-1]) >= lengths[..., None]
+    return torch.softmax((x * scale).masked_fill(outside, -torch.inf), -1).nan_to_num(0.0)
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    cos_sin_cache: torch.Tensor,
+    positions: torch.Tensor,
+    head_dim: int | None,
+    neox: bool,
+) -> tuple[torch.Tensor, ...]:
+    cos, sin = (t[:, None] for t in cos_sin_cache[positions].chunk(2, -1))
+    rotary_dim = cos_sin_cache.shape[-1]
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(len(positions), -1, head_dim or x.shape[-1])
+        part, rest = heads[..., :rotary_dim], heads[..., rotary_dim:]
+        pairs = part.chunk(2, -1) if neox else (part[..., ::2], part[..., 1::2])
+        first, second = pairs[0] * cos - pairs[1] * sin, pairs[1] * cos + pairs[0] * sin
+        turned = (
+            torch.cat((first, second), -1) if neox else torch.stack((first, second), -1).flatten(-2)
+        )
+        return torch.cat((turned, rest), -1).view(x.shape)
+
+    return tuple(turn(x) for x in (q, k) if x is not None)
 
 
 @each_variant
@@ -96,7 +137,7 @@ def test_as_torch_itself(rng: np.random.Generator, variant: Variant, dtype: np.d
     """
     arguments = variant.make(rng, 4, 70, dtype)
     bounds = [bound for _, bound in variant.expect(arguments)]
-    exact = in_plain_torch(variant, to_tensors(arguments))
+    exact = in_plain_torch(variant.op, to_tensors(arguments))
     results = variant.run(to_tensors(arguments))
     for given, wanted, bound in zip(results, exact, bounds, strict=True):
         of_torch = 8 * 2.0**-53 * float(wanted.abs().max())
@@ -149,7 +190,7 @@ def test_from_many_threads(variant: Variant) -> None:
 def test_memory_is_shared_with_numpy() -> None:
     array = np.ones((2, 8), np.float32)
     tensor = torch.from_numpy(array)
-    cases.OPS.rms_norm_out(tensor, 2 * torch.ones(2, 8), torch.full((8,), 3.0), 0.0)
+    OPS.rms_norm_out(tensor, 2 * torch.ones(2, 8), torch.full((8,), 3.0), 0.0)
     assert (array == 3).all()
 
 
@@ -158,11 +199,11 @@ def test_sizes_may_be_dynamic() -> None:
 
     @torch.compile(fullgraph=True, dynamic=True)
     def function(gate_up: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return cases.OPS.rms_norm(cases.OPS.silu_and_mul(gate_up, None), weight, 1e-6)
+        return OPS.rms_norm(OPS.silu_and_mul(gate_up, None), weight, 1e-6)
 
     for rows, cols in ((2, 16), (5, 24), (7, 64)):
         gate_up, weight = torch.randn(rows, 2 * cols), torch.randn(cols)
-        wanted = cases.OPS.rms_norm(cases.OPS.silu_and_mul(gate_up, None), weight, 1e-6)
+        wanted = OPS.rms_norm(OPS.silu_and_mul(gate_up, None), weight, 1e-6)
         assert torch.equal(function(gate_up, weight), wanted)
 
 
@@ -170,13 +211,13 @@ def test_without_gradients() -> None:
     """Under no_grad and inference_mode parameters are weights like any other; otherwise the result
     claims a gradient, and backward warns that there is none."""
     x, weight = torch.randn(2, 8), torch.nn.Parameter(torch.randn(8))
-    wanted = cases.OPS.rms_norm(x, weight.detach(), 1e-6)
+    wanted = OPS.rms_norm(x, weight.detach(), 1e-6)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            given = cases.OPS.rms_norm(x, weight, 1e-6)
+            given = OPS.rms_norm(x, weight, 1e-6)
             assert torch.equal(given, wanted)
             assert not given.requires_grad
-    given = cases.OPS.rms_norm(x, weight, 1e-6)
+    given = OPS.rms_norm(x, weight, 1e-6)
     assert torch.equal(given, wanted)
     with pytest.warns(UserWarning, match="autograd kernel was not registered"):
         given.sum().backward()
