@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from capibara_axion import _core, reference
+from capibara_axion import reference
 
 Array = NDArray[Any]
 
@@ -144,7 +144,7 @@ def silu_bound(gate: Array, up: Array) -> Array:
 def gelu_bound(gate: Array, up: Array) -> Array:
     """y = g Phi(g) u.
 
-    Vector code takes the tail t = erfc(z) / 2, z = |g| / sqrt(2): erfc itself is good to 1e-6
+    Below zero Phi is the tail t = erfc(z) / 2, z = |g| / sqrt(2): erfc itself is good to 1e-6
     (csrc/kernels/math/math.h), and z's relative error, 2 U, changes erfc(z) by at most
     2 z^2 + 1 times as much. Above zero Phi is 1 - t, one rounding more. Then two products.
     """
@@ -153,18 +153,15 @@ def gelu_bound(gate: Array, up: Array) -> Array:
     tail = 0.5 * reference._erfc(np.abs(g) / np.sqrt(2.0))
     of_tail = 1e-6 + 2 * U * (g**2 + 1)
     relative = np.where(g < 0, of_tail, np.where(tail > 0, tail, 0.0) * of_tail / (1 - tail) + U)
-    return (
-        FIRST_ORDER * (relative + 2 * U) * y
-        + _gated_underflow(gate, up)
-        + _scalar_cancellation(gate, up)
-    )
+    return FIRST_ORDER * (relative + 2 * U) * y + _gated_underflow(gate, up)
 
 
 def gelu_tanh_bound(gate: Array, up: Array) -> Array:
     """y = g / (1 + exp(-v)) * u, v = g (a + b g^2).
 
-    v takes a square, an FMA, a product, and two rounded constants: 5 U |v| in the exponent, which
-    moves the quotient by the share of exp(-v) in the sum. Then as silu.
+    v takes up to five operations (three products for the cube, a sum, a product) and two rounded
+    constants: 7 U |v| in the exponent, which moves the quotient by the share of exp(-v) in the sum.
+    Then as silu.
     """
     g = gate.astype(np.float64)
     y = np.abs(reference.gelu_and_mul(g, up, approximate="tanh"))
@@ -172,8 +169,8 @@ def gelu_tanh_bound(gate: Array, up: Array) -> Array:
         v = 2 * np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
         share = np.where(np.abs(v) < 700, 1 / (1 + np.exp(v)), v < 0)
         # Beyond |v| = 100 the quotient is g or, but for the underflow below, zero.
-        relative = 5 * U * np.minimum(np.abs(v), 100.0) * share + exp_error(gate.dtype) + 3 * U
-    return FIRST_ORDER * relative * y + _gated_underflow(gate, up) + _scalar_cancellation(gate, up)
+        relative = 7 * U * np.minimum(np.abs(v), 100.0) * share + exp_error(gate.dtype) + 3 * U
+    return FIRST_ORDER * relative * y + _gated_underflow(gate, up)
 
 
 def rope_bounds(
@@ -203,16 +200,3 @@ def _gated_underflow(gate: Array, up: Array) -> Array:
     with np.errstate(invalid="ignore"):
         g, u = np.abs(gate.astype(np.float64)), np.abs(up.astype(np.float64))
         return np.nan_to_num((g * 2.0**-127 + TINY * (1 + g)) * u, posinf=0.0) + TINY
-
-
-def _scalar_cancellation(gate: Array, up: Array) -> Array | float:
-    """The scalar reference follows the formula, g/2 (1 + f(v)) u with f near -1 in the tail.
-
-    f (libm's, 2 ULP), its argument's share and the sum are wrong by a few U beside the 1: f' |v|
-    is at most 0.7 for both erf and tanh, times the 5 U of the argument; 4 U for f, 1 for the sum.
-    """
-    if _core.chosen_isa() != "scalar":
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        product = np.abs(gate.astype(np.float64) * up.astype(np.float64))
-        return np.nan_to_num(0.5 * (0.7 * 5 + 4 + 1) * U * product, posinf=0.0)
