@@ -63,7 +63,7 @@ install_project() {
   PATH=$VENV/bin:$PATH "${PIP[@]}" install -v --no-deps --no-build-isolation --editable .
 }
 
-install_system_packages
+install_missing find_missing_packages
 choose_python
 
 TORCH=$(pinned torch)

