@@ -13,7 +13,7 @@ import torch
 
 from capibara_axion import reference
 
-HIDDEN, INTERMEDIATE = 4096, 14336
+HIDDEN = 4096
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 MAX_POSITION = 4096
 EPS = 1e-6
@@ -49,7 +49,8 @@ class Case:
     op: str
     dtype: str
     tokens: int
-    threads: int
+    threads: int = 1
+    intermediate: int = 14336  # columns of the gated activations' results
 
     def __str__(self) -> str:
         return f"{self.op}-{self.dtype}-{self.tokens}-{self.threads}"
@@ -76,7 +77,7 @@ class Case:
         elif self.op.startswith("rope"):
             row, constant = 2 * (HEADS + KV_HEADS) * HEAD_DIM + HEAD_DIM, 0
         elif self.op.endswith("and_mul"):
-            row, constant = 3 * INTERMEDIATE, 0
+            row, constant = 3 * self.intermediate, 0
         else:
             row, constant = 2 * HIDDEN, HIDDEN
         return size * (self.tokens * row + constant)
@@ -103,7 +104,7 @@ class Case:
                 )
             )
         if self.op.endswith("and_mul"):
-            return Inputs(case=self, gate_up=normal(self.tokens, 2 * INTERMEDIATE))
+            return Inputs(case=self, gate_up=normal(self.tokens, 2 * self.intermediate))
         return Inputs(
             case=self,
             x=normal(self.tokens, HIDDEN),

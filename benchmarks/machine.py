@@ -59,7 +59,7 @@ def describe(malloc: dict[str, int]) -> dict[str, Any]:
         "openmp": Path(collected["threads"]["openmp"]).name,
         "versions": collected["versions"],
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "malloc": malloc,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -122,7 +122,7 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that was measured, "+" if files that are tracked differ from it."""
     root = Path(__file__).parent.parent
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cases import EPS, HEAD_DIM, HIDDEN, INTERMEDIATE, Inputs
+from cases import EPS, HEAD_DIM, HIDDEN, Inputs
 from contenders import ROPES, Call, contender
 
 Array = NDArray[np.float32]
@@ -62,7 +62,7 @@ def _softmax(a: Inputs) -> Call:
 @contender("silu_and_mul", "NumPy", "exp", **_NUMPY)
 def _silu_and_mul(a: Inputs) -> Call:
     gate, up = np.split(a.gate_up.numpy(), 2, -1)
-    out = np.empty((len(gate), INTERMEDIATE), np.float32)
+    out = np.empty(gate.shape, np.float32)
 
     def call() -> Array:
         np.negative(gate, out=out)
@@ -77,7 +77,7 @@ def _silu_and_mul(a: Inputs) -> Call:
 @contender("gelu_tanh_and_mul", "NumPy", "tanh", **_NUMPY)
 def _gelu_tanh_and_mul(a: Inputs) -> Call:
     gate, up = np.split(a.gate_up.numpy(), 2, -1)
-    out = np.empty((len(gate), INTERMEDIATE), np.float32)
+    out = np.empty(gate.shape, np.float32)
     linear = np.float32(np.sqrt(2 / np.pi))
     cubic = np.float32(0.044715) * linear
 

@@ -8,7 +8,7 @@ import ctypes
 import torch
 
 import capibara_axion.torch_ops  # noqa: F401  registers the operators
-from cases import EPS, HEAD_DIM, INTERMEDIATE, OPS, Inputs
+from cases import EPS, HEAD_DIM, OPS, Inputs
 from contenders import GATED, ROPES, Call, contender
 
 _ops = torch.ops.capibara_axion
@@ -61,7 +61,7 @@ def _gated(a: Inputs) -> Call:
 @contender(GATED, "ours", "out")
 def _gated_out(a: Inputs) -> Call:
     op, gate_up = getattr(_ops, a.case.op + "_out"), a.gate_up
-    out = gate_up.new_empty(gate_up.shape[0], INTERMEDIATE)
+    out = gate_up.new_empty(gate_up.shape[0], a.case.intermediate)
     return lambda: (op(out, gate_up, None), out)[1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from cases import EPS, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, Inputs
+from cases import EPS, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Inputs
 from contenders import GATED, ROPES, Call, contender
 
 F = torch.nn.functional
@@ -94,7 +94,7 @@ def _gated(a: Inputs) -> Call:
 def _gated_out(a: Inputs) -> Call:
     activation, options = _ACTIVATIONS[a.case.op]
     gate, up = a.gate_up.chunk(2, -1)
-    out = gate.new_empty(gate.shape[0], INTERMEDIATE)
+    out = gate.new_empty(gate.shape)
     return lambda: activation.out(gate, out=out, **options).mul_(up)
 
 

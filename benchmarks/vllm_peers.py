@@ -27,7 +27,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models import commandr
 from vllm.platforms import current_platform
 
-from cases import EPS, HEAD_DIM, INTERMEDIATE, Case, Inputs
+from cases import EPS, HEAD_DIM, Case, Inputs
 from contenders import GATED, ROPES, Call, contender
 
 current_platform.import_kernels()  # registers torch.ops._C
@@ -133,7 +133,7 @@ def _c_fused_add_rms_norm(a: Inputs) -> Call:
 @contender(GATED, "vLLM", "_C")
 def _c_gated(a: Inputs) -> Call:
     op, gate_up = getattr(_C, a.case.op), a.gate_up
-    out = gate_up.new_empty(gate_up.shape[0], INTERMEDIATE)
+    out = gate_up.new_empty(gate_up.shape[0], a.case.intermediate)
     return lambda: (op(out, gate_up), out)[1]
 
 

@@ -5,7 +5,7 @@
 1. csrc/: a folder may include itself and those before it in `LAYERS`, never a later one;
    kernels/<op>/ may not include another op, only the shared folders `SHARED_KERNELS`.
 2. Framework headers (Python, NumPy, pybind11, torch) stand in csrc/bindings/ only, threads in
-   csrc/ops/ and above only.
+   csrc/ops/ and above only, Arm Compute Library's headers in csrc/backends/acl/ only.
 3. Variables named CAPIBARA_AXION_* are read in env.py and csrc/cpu/ only.
 4. The modules in `LIGHT_MODULES` import none of `HEAVY_PACKAGES`.
 """
@@ -25,6 +25,7 @@ SHARED_KERNELS = ("common", "math")
 CXX_SUFFIXES = frozenset({".h", ".cc", ".inc"})
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 FRAMEWORK_HEADER = re.compile(r"^(pybind11|numpy|torch|ATen|c10)/|^(Python|structmember)\.h$")
+ACL_HEADER = re.compile(r"^arm_compute/")
 THREADS = re.compile(r"^\s*#\s*(?:include\s*<(?:omp\.h|thread|future|pthread\.h)>|pragma\s+omp\s)")
 GETENV = re.compile(r"\bgetenv\s*\(")
 ENV_NAME = re.compile(r"CAPIBARA_AXION_[A-Z0-9_]+")
@@ -66,6 +67,8 @@ def check_cxx_line(csrc: Path, file: Path, line: str) -> Iterator[str]:
     bracket, name = match.groups()
     if FRAMEWORK_HEADER.search(name) and layer != "bindings":
         yield f"<{name}> is a framework header; those stand in csrc/bindings/ only"
+    elif ACL_HEADER.search(name) and file.parts[:2] != ("backends", "acl"):
+        yield f"<{name}> is Arm Compute Library's; those stand in csrc/backends/acl/ only"
     elif bracket == '"':
         beside = csrc / file.parent / name
         target = beside.resolve().relative_to(csrc.resolve()) if beside.exists() else Path(name)

@@ -3,4 +3,4 @@
 # Runs an aarch64 program under QEMU's user mode. AARCH64_CPU: another core, such as neoverse-n1.
 # shellcheck source=scripts/aarch64/lib.sh
 source "$(dirname "$0")/lib.sh"
-exec qemu-aarch64 -cpu "$AARCH64_CPU" -L "$SYSROOT" "$@"
+exec qemu-aarch64 ${QEMU_PLUGIN:+-plugin "$QEMU_PLUGIN"} -cpu "$AARCH64_CPU" -L "$SYSROOT" "$@"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs under the emulated Python: calls every contender of the cases, and marks where it does.
+
+Prints one JSON object a line: first what it runs on, then {"mark": m, "case": i, "contender": ..., ...} says that the calls
+between marks m and m + 1 are FEW, and those between m + 2 and m + 3 are FEW + MORE. What a mark is:
+count_plugin.c. Cases come from the command line as JSON, see `run.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import numpy_peers  # noqa: F401  the contenders enter themselves into the registry
+import ours  # noqa: F401
+import torch_peers  # noqa: F401
+from cases import Case
+from contenders import Prepared, contenders
+
+from capibara_axion import info
+
+MARK = 0x6361  # the number of the system call, as in count_plugin.c
+# The interpreter specialises a loop's and a lambda's instructions within their first executions.
+WARM_UP, FEW, MORE = 20, 2, 3
+
+_libc = ctypes.CDLL(None)
+_marks = itertools.count()
+
+
+def mark() -> int:
+    """Appends the counters to the plugin's file, under the number that is returned."""
+    number = next(_marks)
+    _libc.syscall(MARK, number)
+    return number
+
+
+def calls(call: Callable[[], Any], count: int) -> None:
+    """The loop that is counted; the same code for every count."""
+    for _ in itertools.repeat(None, count):
+        call()
+
+
+def measure(call: Callable[[], Any]) -> int:
+    """Makes the calls between four marks; the first mark's number."""
+    gc.collect()
+    calls(call, WARM_UP)
+    first = mark()
+    calls(call, FEW)
+    mark()
+    mark()
+    calls(call, FEW + MORE)
+    mark()
+    return first
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.set_num_threads(1)
+    gc.disable()
+    found = info.collect()
+    print(json.dumps({"versions": found["versions"], "isa": found["isa"]["chosen"]}), flush=True)
+    for index, fields in enumerate(json.loads(sys.argv[1])):
+        case = Case(**fields)
+        inputs = case.inputs()
+        # Ours first: the others are compared with the same exact results.
+        for one in contenders(case, compiled=False):
+            prepared = Prepared(one, case, inputs)
+            found = {"case": index, "family": one.family, "name": one.name}
+            found["error"] = prepared.check()
+            prepared.reset()
+            found["mark"] = measure(prepared.call)
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Count the instructions of every operator on aarch64, beside torch, NumPy and ACL, under QEMU.
+
+A figure is what one call executes, Python's part included: (n + k calls minus n calls) / k, one
+thread, all contenders in the same emulator. Counts say nothing of latencies, ports or caches; they
+are exact, and the same in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PYTHON, PROGRAM = ROOT / "scripts/aarch64/python.sh", ROOT / "scripts/aarch64/run.sh"
+# The plugin and the ACL program, built by scripts/aarch64/bench.sh.
+BUILD = ROOT / "build/aarch64-bench"
+sys.path.insert(0, str(HERE.parent))
+
+from rich.progress import Progress
+from rich.table import Table
+
+import machine
+
+COUNTERS = ("all", "simd", "loads", "stores", "bytes_loaded", "bytes_stored")
+FEW, MORE = 2, 3  # as in guest.py and acl_peers.cc
+# What DC ZVA clears on QEMU's core "max", by its DCZID_EL0.
+ZVA_BYTES = 512
+
+# Rows: the shapes for which figures of other libraries are known.
+CASES: list[dict[str, Any]] = [
+    {"op": op, "dtype": dtype, "tokens": tokens} | options
+    for op, tokens, options in (
+        ("softmax", 64, {}),
+        ("rms_norm", 16, {}),
+        ("fused_add_rms_norm", 16, {}),
+        ("layer_norm", 16, {}),
+        ("silu_and_mul", 16, {"intermediate": 11008}),
+        ("gelu_tanh_and_mul", 16, {"intermediate": 11008}),
+        ("gelu_and_mul", 16, {"intermediate": 11008}),
+        ("rope_neox", 16, {}),
+        ("rope_interleaved", 16, {}),
+    )
+    for dtype in ("f32", "bf16")
+]
+
+
+def shape_of(case: dict[str, Any]) -> str:
+    """The data of a case, as its row says it."""
+    if case["op"].startswith("rope"):
+        return f"{case['tokens']} x (32 + 8) x 128"
+    return f"{case['tokens']} x {case.get('intermediate', 4096)}"
+
+
+def emulated(*command: str) -> list[dict[str, Any]]:
+    """Runs an aarch64 program under the counting plugin; what it printed, with its counts.
+
+    The first line tells what ran, each further one is a contender of a case.
+
+    Raises:
+        RuntimeError: the program failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts"
+        environment = {
+            # Nothing else: a longer environment moves the stack.
+            **{key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ},
+            "QEMU_PLUGIN": f"{BUILD / 'libcount_plugin.so'},out={counts},zva={ZVA_BYTES}",
+            "PYTHONPATH": os.environ["PYTHONPATH"],  # where the package is, built for aarch64
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        # Without address space randomisation: it decides how buffers are aligned.
+        started = subprocess.Popen(
+            ["setarch", "--addr-no-randomize", *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert started.stdout is not None
+        printed = []
+        with Progress(transient=True) as progress:
+            task = progress.add_task("counting", total=len(CASES))
+            for line in started.stdout:
+                printed.append(json.loads(line))
+                progress.update(task, completed=printed[-1].get("case", 0))
+        if started.wait():
+            raise RuntimeError(f"{' '.join(command)}: exit code {started.returncode}")
+        marks = {
+            number: values
+            for number, *values in (map(int, line.split()) for line in counts.open())
+        }
+    for one in printed[1:]:
+        one["counts"] = _a_call(marks, one.pop("mark"))
+    return printed
+
+
+def _a_call(marks: dict[int, list[int]], first: int) -> dict[str, float]:
+    few, more = (
+        [end - begin for begin, end in zip(marks[at], marks[at + 1], strict=True)]
+        for at in (first, first + 2)
+    )
+    a_call = [(m - f) / MORE for f, m in zip(few, more, strict=True)]
+    return {
+        name: int(value) if value.is_integer() else round(value, 2)
+        for name, value in zip(COUNTERS, a_call, strict=True)
+    }
+
+
+def measure(selected: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row for each case: the contenders, who of ours and who of the peers needs least."""
+    python, *by_python = emulated(str(PYTHON), str(HERE / "guest.py"), json.dumps(selected))
+    acl, *by_acl = emulated(str(PROGRAM), str(BUILD / "acl_peers"), *_acl_cases(selected))
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for one in by_python + by_acl:
+        found[one.pop("case")].append(one)
+    rows = []
+    for index, case in enumerate(selected):
+        own = _least(found[index], lambda family: family == "ours")
+        peer = _least(found[index], lambda family: family not in ("ours", "memcpy"))
+        rows.append(
+            case
+            | {
+                "shape": shape_of(case),
+                "ours": own["name"],
+                "best_peer": f"{peer['family']} {peer['name']}",
+                "ratio": round(peer["counts"]["all"] / own["counts"]["all"], 3),
+                "contenders": found[index],
+            }
+        )
+    versions = {name: version for name, version in python["versions"].items() if version}
+    return {
+        "unit": "per call, one thread, Python's part included",
+        "emulator": _first_line("qemu-aarch64", "--version"),
+        "core": os.environ.get("AARCH64_CPU", "max,sve=off"),
+        "isa": python["isa"],
+        "versions": versions | acl["versions"],
+        "commit": machine.commit(),
+        "rows": rows,
+    }
+
+
+def _acl_cases(selected: list[dict[str, Any]]) -> Iterator[str]:
+    """What acl_peers.cc can run of them, in its words."""
+    for index, case in enumerate(selected):
+        if case["op"] == "softmax" and case["dtype"] == "f32":
+            yield f"{index}:softmax:{case['tokens']}:4096"
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0]
+
+
+def _least(contenders: list[dict[str, Any]], of_family: Any) -> dict[str, Any]:
+    matching = [one for one in contenders if of_family(one["family"])]
+    return min(matching, key=lambda one: one["counts"]["all"])
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """All rows, for people."""
+    versions = " ".join(f"{name} {version}" for name, version in result["versions"].items())
+    table = Table(
+        title=f"instructions a call on aarch64, one thread, Python included\n"
+        f"{result['emulator']}, core {result['core']}; {versions}",
+        title_justify="left",
+    )
+    for heading in ("op", "dtype", "shape"):
+        table.add_column(heading)
+    for heading in ("ours", "FP+SIMD", "loads", "stores", "KB loaded", "KB stored"):
+        table.add_column(heading, justify="right")
+    table.add_column("best peer", justify="right")
+    table.add_column("which")
+    table.add_column("ratio", justify="right")
+    for row in result["rows"]:
+        by_name = {f"{one['family']} {one['name']}": one["counts"] for one in row["contenders"]}
+        own, peer = by_name[f"ours {row['ours']}"], by_name[row["best_peer"]]
+        table.add_row(
+            *(row["op"], row["dtype"], row["shape"]),
+            *(_short(own[name]) for name in COUNTERS[:4]),
+            *(f"{own[name] / 1000:.0f}" for name in COUNTERS[4:]),
+            *(_short(peer["all"]), row["best_peer"], f"{row['ratio']:.2f}"),
+        )
+    console = machine.console()
+    console.print(table)
+    console.print("ratio: the best peer's instructions divided by ours; above 1, ours needs fewer.")
+
+
+def _short(count: float) -> str:
+    return f"{count / 1e6:.3f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    ops = list(dict.fromkeys(case["op"] for case in CASES))
+    parser.add_argument("--op", nargs="+", choices=ops, default=ops)
+    parser.add_argument("--dtype", nargs="+", choices=("f32", "bf16"), default=("f32", "bf16"))
+    parser.add_argument("--output", type=Path, help="default: results/aarch64.json, if complete")
+    parser.add_argument("--show", type=Path, help="print the table of such a file, count nothing")
+    arguments = parser.parse_args()
+    if arguments.show:
+        print_table(json.loads(arguments.show.read_text()))
+        return 0
+    selected = [c for c in CASES if c["op"] in arguments.op and c["dtype"] in arguments.dtype]
+    result = measure(selected)
+    print_table(result)
+    output = arguments.output
+    if output is None and len(selected) == len(CASES):
+        output = machine.RESULTS / "aarch64.json"
+    if output:
+        machine.write(result, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
