@@ -192,9 +192,16 @@ def _by_key(source: _Source, found: list[assembly.Loop]) -> Iterator[MarkedLoop]
             variant=variant,
             isa=source.isa,
             work=work,
-            copies=tuple(dict.fromkeys(loop.code for loop in largest)),
+            copies=tuple(dict.fromkeys(_without_labels(loop.code) for loop in largest)),
             remarks=tuple(dict.fromkeys(remark for loop in largest for remark in _remarks(loop))),
         )
+
+
+def _without_labels(code: tuple[str, ...]) -> tuple[str, ...]:
+    """The code with one name for all labels, so that the same loop is the same in two sources."""
+    return tuple(
+        line.rpartition(" ")[0] + " .Lelsewhere" if assembly.target(line) else line for line in code
+    )
 
 
 def _remarks(loop: assembly.Loop) -> Iterator[str]:

@@ -20,6 +20,7 @@ TOOL = "llvm-mca-19"
 _TARGET = "-mtriple=aarch64-linux-gnu"
 # Two lengths: what the first iterations take longer, or less while the queues fill, cancels out.
 _ITERATIONS = (200, 600)
+_WRITEBACK = re.compile(r"(st\w+ .*\[(x\d+|sp))(?:\], #?(-?\w+)|, #(-?\d+)\]!)$")
 _UNIT = re.compile(r"[A-Z]\d?Unit([A-Z])(\d*)(?:\.(.))?$", re.DOTALL)
 _ALIKE = 0.95
 
@@ -76,19 +77,41 @@ def analyse(loops: Sequence[Sequence[str]], cpu: str) -> list[Analysis]:
         return []
     # Behind the assembler's own comment sign, llvm-mca does not see its marks.
     text = "".join(
-        "# LLVM-MCA-BEGIN\n" + "\n".join(code) + "\n# LLVM-MCA-END\n" for code in loops
+        "# LLVM-MCA-BEGIN\n" + "\n".join(_split(code)) + "\n# LLVM-MCA-END\n" for code in loops
     )
     short, long = (
         json.loads(_run(text, cpu, f"-iterations={count}", "-json")) for count in _ITERATIONS
     )
     units = [_unit_name(name) for name in long["TargetInfo"]["Resources"]]
-    regions = zip(long["CodeRegions"], short["CodeRegions"], strict=True)
-    return [_analysis(*both, units) for both in regions]
+    regions = zip(loops, long["CodeRegions"], short["CodeRegions"], strict=True)
+    return [_analysis(*each, units) for each in regions]
 
 
 def report(code: Sequence[str], cpu: str) -> str:
     """llvm-mca's own account of one loop: pressure by instruction, and what waits for what."""
-    return _run("\n".join(code) + "\n", cpu, "-iterations=200", "-bottleneck-analysis")
+    return _run("\n".join(_split(code)) + "\n", cpu, "-iterations=200", "-bottleneck-analysis")
+
+
+def _split(code: Sequence[str]) -> list[str]:
+    """The loop with each store that moves its pointer as a store and an addition.
+
+    The cores make such micro-operations of it, and the addition waits for nothing. llvm-mca has it
+    wait for the data to be stored: where a loop reads and writes by one pointer, each iteration
+    would then begin at the end of the last.
+    """
+    split: list[str] = []
+    for line in code:
+        if not (found := _WRITEBACK.match(line)):
+            split.append(line)
+            continue
+        store, pointer, after, before = found.groups()
+        split.append(f"{store}]" if before is None else f"{store}, #{before}]")
+        step = before if after is None else after
+        if step.startswith("-"):
+            split.append(f"sub {pointer}, {pointer}, #{step[1:]}")
+        else:
+            split.append(f"add {pointer}, {pointer}, {'' if step.startswith('x') else '#'}{step}")
+    return split
 
 
 def _run(text: str, cpu: str, *options: str) -> str:
@@ -99,7 +122,9 @@ def _run(text: str, cpu: str, *options: str) -> str:
     return done.stdout
 
 
-def _analysis(long: dict[str, Any], short: dict[str, Any], units: list[str]) -> Analysis:
+def _analysis(
+    code: Sequence[str], long: dict[str, Any], short: dict[str, Any], units: list[str]
+) -> Analysis:
     summary, before = long["SummaryView"], short["SummaryView"]
     count = len(long["Instructions"])
     pressure = dict.fromkeys(units, 0.0)
@@ -110,7 +135,7 @@ def _analysis(long: dict[str, Any], short: dict[str, Any], units: list[str]) -> 
     iterations = summary["Iterations"] - before["Iterations"]
     return Analysis(
         cycles=(summary["TotalCycles"] - before["TotalCycles"]) / iterations,
-        instructions=count,
+        instructions=len(code),
         uops=uops,
         pressure=pressure,
         dispatch=uops / summary["DispatchWidth"],

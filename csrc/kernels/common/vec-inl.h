@@ -32,6 +32,7 @@
 #endif
 
 #include "base/dtype.h"
+#include "kernels/common/loop_marker.h"
 
 // On every lambda of a kernel. GCC otherwise leaves those with several callers out of line, and
 // their constants are loaded again in each iteration: half the speed of exp.
@@ -98,6 +99,12 @@ struct Part {
   static constexpr size_t vectors = 2;
   size_t count;
 };
+
+// For CAPIBARA_LOOP: the vectors of an extent, 0 for a part.
+template <class Extent>
+constexpr size_t kWholeVectors = 0;
+template <size_t n>
+constexpr size_t kWholeVectors<Whole<n>> = n;
 
 // Calls body(i, extent) for consecutive extents that together are [0, n).
 template <class D, class Body>

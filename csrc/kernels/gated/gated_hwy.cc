@@ -20,6 +20,7 @@ HWY_INLINE void for_each_element(const GatedArgs& a, int64_t begin, int64_t end,
       const T* up = static_cast<const T*>(a.up) + r * a.up_stride;
       T* y = static_cast<T*>(a.y) + r * a.y_stride;
       for_each_extent(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
+        CAPIBARA_LOOP(product, T, kWholeVectors<decltype(extent)>);
         const auto g = load<order>(d, gate + i, extent);
         const auto u = load<order>(d, up + i, extent);
         const auto product = map(activation(g, element), u,

@@ -54,6 +54,7 @@ HWY_INLINE void scale_row(const T* x, T* y, const W* weight, size_t n, float sca
   const FullF32 d;
   const V s = hn::Set(d, scale);
   for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+    CAPIBARA_LOOP_VARIANT(scale, T, kWholeVectors<decltype(extent)>, sizeof(W));
     const auto w = load<order>(d, weight + i, extent);
     const auto v = load<order>(d, x + i, extent);
     const auto scaled =
@@ -76,6 +77,8 @@ void rms_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept {
                  constexpr Order order =
                      order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
                  const float sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+                   CAPIBARA_LOOP_VARIANT(sum_of_squares, decltype(*x),
+                                         kWholeVectors<decltype(extent)>, sizeof(*weight));
                    return load<order>(d, x + i, extent);
                  });
                  scale_row<order>(x, y, weight, n, reciprocal_root(sum, n, a.eps));
@@ -90,6 +93,8 @@ void fused_add_rms_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept 
                  constexpr Order order =
                      order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
                  const float sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+                   CAPIBARA_LOOP_VARIANT(add, decltype(*x), kWholeVectors<decltype(extent)>,
+                                         sizeof(*weight));
                    const auto added = map(load<order>(d, x + i, extent),
                                           load<order>(d, residual + i, extent), plus);
                    return store<order>(d, residual + i, added, extent);
@@ -105,17 +110,24 @@ void layer_norm(const NormArgs& a, int64_t begin, int64_t end) noexcept {
       a, begin, end, [&](const auto* x, auto* y, auto*, const auto* weight) CAPIBARA_INLINE {
         constexpr Order order =
             order_of<std::decay_t<decltype(*x)>, std::decay_t<decltype(*weight)>>();
-        const float sum = sum_of(n, [&](size_t i, auto extent)
-                                        CAPIBARA_INLINE { return load<order>(d, x + i, extent); });
+        const float sum = sum_of(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+          CAPIBARA_LOOP_VARIANT(sum, decltype(*x), kWholeVectors<decltype(extent)>,
+                                sizeof(*weight));
+          return load<order>(d, x + i, extent);
+        });
         const V mean = hn::Set(d, sum / static_cast<float>(n));
         // Two passes: E[x^2] - mean^2 would cancel where the mean is large.
         const float centred_sum = sum_of_squares(n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+          CAPIBARA_LOOP_VARIANT(sum_of_squares, decltype(*x), kWholeVectors<decltype(extent)>,
+                                sizeof(*weight));
           const auto v = load<order>(d, x + i, extent);
           const auto centred = map(v, [&](V p) CAPIBARA_INLINE { return hn::Sub(p, mean); });
           return replace_outside<order>(d, centred, hn::Zero(d), extent);
         });
         const V scale = hn::Set(d, reciprocal_root(centred_sum, n, a.eps));
         for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+          CAPIBARA_LOOP_VARIANT(scale, decltype(*x), kWholeVectors<decltype(extent)>,
+                                sizeof(*weight));
           const auto w = load<order>(d, weight + i, extent);
           const auto v = load<order>(d, x + i, extent);
           const auto scaled = map(v, w, [&](V p, V gain) CAPIBARA_INLINE {

@@ -35,6 +35,7 @@ HWY_INLINE void turn_neox(D d, const RopeArgs& a, int64_t token, const C* cos, s
   }
   for (const RopeHeads* heads : {&a.q, &a.k}) {
     for (int64_t h = 0; h < heads->heads; ++h) {
+      CAPIBARA_LOOP_VARIANT(neox, T, 2 * blocks * kWholeVectors<Extent>, sizeof(C));
       T* x = head_of<T>(*heads, token, h) + i;
       for (size_t b = 0; b < blocks; ++b, x += step) {
         Pair<D> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
@@ -59,6 +60,7 @@ HWY_INLINE void turn_interleaved(D d, const RopeArgs& a, int64_t token, const C*
   const hn::Vec<D> s = load_one(d, cos + half + i, extent);
   for (const RopeHeads* heads : {&a.q, &a.k}) {
     for (int64_t h = 0; h < heads->heads; ++h) {
+      CAPIBARA_LOOP_VARIANT(interleaved, T, 2 * kWholeVectors<Extent>, sizeof(C));
       T* x = head_of<T>(*heads, token, h) + 2 * i;
       Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
       turn(v.v[0], v.v[1], c, s);

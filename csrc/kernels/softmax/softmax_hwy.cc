@@ -36,12 +36,15 @@ HWY_INLINE void softmax_row(const T* x, T* y, size_t n, float factor, float* scr
   const auto add = [](V p, V q) CAPIBARA_INLINE { return hn::Add(p, q); };
 
   const V maximum = hn::MaxOfLanes(
-      d, reduce(d, n, lowest, larger, larger,
-                [&](size_t i, auto extent) CAPIBARA_INLINE { return load_scaled(i, extent); }));
+      d, reduce(d, n, lowest, larger, larger, [&](size_t i, auto extent) CAPIBARA_INLINE {
+        CAPIBARA_LOOP_VARIANT(max, T, kWholeVectors<decltype(extent)>, scaled);
+        return load_scaled(i, extent);
+      }));
 
   // Exponentials stay in the order of their vectors: the last pass reads them as they were written.
   const V sum = hn::SumOfLanes(
       d, reduce(d, n, hn::Zero(d), add, add, [&](size_t i, auto extent) CAPIBARA_INLINE {
+        CAPIBARA_LOOP_VARIANT(exp, T, kWholeVectors<decltype(extent)>, scaled);
         const auto e = exp_of<T>(
             map(load_scaled(i, extent), [&](V p) CAPIBARA_INLINE { return hn::Sub(p, maximum); }));
         if constexpr (DTypeOf<T>::value == DType::kF32) {
@@ -54,6 +57,7 @@ HWY_INLINE void softmax_row(const T* x, T* y, size_t n, float factor, float* scr
   const V inverse = hn::Div(hn::Set(d, 1.0f), sum);
 
   for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+    CAPIBARA_LOOP_VARIANT(normalise, T, kWholeVectors<decltype(extent)>, scaled);
     const auto normalised = [&](auto e) CAPIBARA_INLINE {
       return map(e, [&](V p) CAPIBARA_INLINE { return hn::Mul(p, inverse); });
     };
