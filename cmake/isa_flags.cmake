@@ -10,9 +10,15 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
       -mavx512vl)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(CAPIBARA_ISAS neon neon_bf16)
-  set(CAPIBARA_FLAGS_neon -march=armv8-a+crypto)
-  # Without +fp16: GCC 12 turns bf16 constants into f16 ones when it has both extensions.
-  set(CAPIBARA_FLAGS_neon_bf16 -march=armv8.2-a+crypto+bf16)
+  set(CAPIBARA_FLAGS_neon -mcpu=generic+crypto)
+  # Without +fp16: GCC 12 turns bf16 constants into f16 ones when it has both extensions. It also
+  # wants Armv8.2 before it inlines the intrinsics of bf16, where zig takes no -march; clang takes
+  # either, and gives the same code.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(CAPIBARA_FLAGS_neon_bf16 -march=armv8.2-a+crypto+bf16)
+  else()
+    set(CAPIBARA_FLAGS_neon_bf16 -mcpu=generic+crypto+bf16)
+  endif()
 else()
   set(CAPIBARA_ISAS)
 endif()

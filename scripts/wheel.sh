@@ -8,8 +8,8 @@
 # build/wheel-ARCH, with compile_commands.json. The other architecture's Python comes from
 # .cache/aarch64, which scripts/aarch64/prepare.sh makes.
 set -euo pipefail
-# shellcheck source=scripts/lib.sh
-source "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/aarch64/lib.sh
+source "$(dirname "$0")/aarch64/lib.sh"
 
 GLIBC=2.17
 cd "$ROOT"
@@ -29,7 +29,6 @@ HEADERS=$BUILD/headers
 VERSION=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 TAG=cp${VERSION/./}
 
-CROSS=$ROOT/.cache/aarch64
 find_python_headers() {
   if [ "$ARCH" = "$HOST_ARCH" ]; then
     PYTHON_HEADERS=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -37,12 +36,23 @@ find_python_headers() {
     return
   fi
   [ "$ARCH" = aarch64 ] || die "a wheel for $ARCH can only be built on $ARCH"
-  [ -d "$CROSS/sysroot" ] || die "no arm64 Python in .cache/aarch64/sysroot" "scripts/aarch64/prepare.sh fetches it"
-  PYTHON_HEADERS=$CROSS/sysroot/usr/include/python$VERSION
+  [ -d "$SYSROOT" ] || die "no arm64 Python in .cache/aarch64/sysroot" "scripts/aarch64/prepare.sh fetches it"
+  PYTHON_HEADERS=$SYSROOT/usr/include/python$VERSION
   [ -e "$PYTHON_HEADERS/Python.h" ] ||
     die ".venv has Python $VERSION, of which there are no arm64 headers: a wheel is for the Python it is built with" \
-      "there are those of: $(cd "$CROSS/sysroot/usr/include" && echo python3.*)" \
+      "there are those of: $(cd "$SYSROOT/usr/include" && echo python3.*)" \
       "rm -rf .venv, then say make ... PYTHON=python3.N with that version, or build on an Arm machine"
+}
+
+# CMake takes note of its toolchain file and of another Python only in an empty folder.
+start_afresh_if_changed() {
+  local state
+  state="$VERSION $PYTHON_HEADERS $(digest cmake scripts/wheel.sh pyproject.toml)"
+  if [ "$(cat "$BUILD/state" 2>/dev/null)" != "$state" ]; then
+    rm -rf "$BUILD"
+    mkdir -p "$BUILD"
+    printf '%s\n' "$state" >"$BUILD/state"
+  fi
 }
 
 # All that the compiler shall see beside its own libc. Debian's pyconfig.h looks for another one in a
@@ -83,12 +93,72 @@ build_raw_wheel() {
 
 tag_wheel() {
   mkdir -p dist
-  rm -f dist/capibara_axion-*"_$ARCH.whl"
-  auditwheel repair --plat "manylinux_${GLIBC/./_}_$ARCH" -w dist "$BUILD"/raw/*.whl
-  ls dist
+  rm -f dist/capibara_axion-*-"$TAG"-*"_$ARCH.whl"
+  # "auto" is the oldest platform that the wheel fits, and the only word for another architecture's.
+  auditwheel repair --plat auto -w dist "$BUILD"/raw/*.whl
+  WHEEL=$(echo dist/capibara_axion-*-"$TAG"-*"_$ARCH.whl")
+  say "    $WHEEL, $(stat -c %s "$WHEEL") bytes"
+}
+
+site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# A fresh environment, into which pip takes the wheel as it would anywhere, with .venv's NumPy.
+make_native_environment() {
+  rm -rf "$BUILD/venv"
+  python -m venv "$BUILD/venv"
+  link_numpy "$(site_packages python)" "$(site_packages "$BUILD/venv/bin/python")"
+  "$BUILD/venv/bin/python" -m pip install -q --no-index "$WHEEL"
+}
+
+link_numpy() { # link_numpy FROM TO
+  local entry
+  for entry in "$1"/numpy "$1"/numpy.libs "$1"/numpy-*.dist-info; do
+    [ ! -e "$entry" ] || ln -s "$entry" "$2/"
+  done
+}
+
+run_natively() {
+  "$BUILD/venv/bin/python" tests/wheel/run_every_kernel.py
+  "$BUILD/venv/bin/capibara-axion" info >/dev/null
+}
+
+run_natively_with_torch() {
+  PYTHONPATH=$(site_packages "$BUILD/venv/bin/python"):$(site_packages python) \
+    "$BUILD/venv/bin/python" tests/wheel/raise_in_torch.py
+}
+
+make_emulated_environment() {
+  rm -rf "$BUILD/site"
+  mkdir "$BUILD/site"
+  python -m zipfile -e "$WHEEL" "$BUILD/site"
+  link_numpy "$SITE_PACKAGES" "$BUILD/site"
+}
+
+run_emulated() { # run_emulated CPU PYTHONPATH PROGRAM
+  PYTHONHOME=$SYSROOT/usr PYTHONNOUSERSITE=1 PYTHONPATH=$2 \
+    qemu-aarch64 -cpu "$1" -L "$SYSROOT" "$SYSROOT/usr/bin/python$VERSION" "$3"
 }
 
 find_python_headers
+start_afresh_if_changed
 link_headers
 run_step "Compiling the wheel for $ARCH" build_raw_wheel
 run_step "Tagging it" tag_wheel
+
+if [ -n "$check" ]; then
+  run_step "Looking at what is in it" python scripts/check_wheel.py "$WHEEL" --glibc "$GLIBC" --build "$BUILD"
+  if [ "$ARCH" = "$HOST_ARCH" ]; then
+    run_step "Installing it in an environment of its own" make_native_environment
+    run_step "Running every kernel" run_natively
+    run_step "Making a mistake beside torch" run_natively_with_torch
+  else
+    run_step "Unpacking it" make_emulated_environment
+    run_step "Running every kernel under QEMU" \
+      run_emulated "$AARCH64_CPU" "$BUILD/site" tests/wheel/run_every_kernel.py
+    # Has nothing beyond Armv8.0: code for newer cores, where it must not be, would end there.
+    run_step "Running every kernel on an emulated Cortex-A53" \
+      run_emulated cortex-a53 "$BUILD/site" tests/wheel/run_every_kernel.py
+    run_step "Making a mistake beside torch" \
+      run_emulated "$AARCH64_CPU" "$BUILD/site:$SITE_PACKAGES" tests/wheel/raise_in_torch.py
+  fi
+fi

@@ -40,6 +40,8 @@ struct Torch {
   int32_t (*init_impl)(const char* ns, const char* key, const char* file, uint32_t line, Library*);
   int32_t (*library_impl)(Library, const char* name, Boxed);
   int32_t (*delete_value)(Value*);  // since 2.13; before, operator delete
+  void (*throw_invalid_argument)(const char*);
+  void (*throw_runtime_error)(const char*);
   int32_t f32, f16, bf16, i32, i64, cpu;
 };
 
@@ -232,26 +234,59 @@ void rope_boxed(Value* stack, uint64_t, uint64_t) {
             static_cast<int64_t>(stack[4]), stack[5] != 0);
 }
 
+// ---------------------------------------------------------------- errors
+//
+// torch's frames can only catch, or let pass, exceptions of the C++ runtime that they were built
+// with, and a wheel's module has another one inside (cmake/zig-toolchain.cmake). So an error is
+// caught here, and torch's libstdc++ throws it anew. The frame that it is thrown through must have
+// nothing to clean up: this module's runtime would have to do that.
+
+using Throw = void (*)(const char* message);
+
+thread_local char t_message[1024];
+
+Throw caught(const char* message, Throw again) {
+  std::strncpy(t_message, message, sizeof t_message - 1);
+  return again;
+}
+
+// What to throw t_message with; nullptr if nothing went wrong.
+__attribute__((noinline)) Throw call(Boxed boxed, Value* stack, uint64_t inputs, uint64_t outputs) {
+  try {
+    boxed(stack, inputs, outputs);
+    return nullptr;
+  } catch (const std::invalid_argument& error) {
+    return caught(error.what(), g_torch.throw_invalid_argument);
+  } catch (const std::exception& error) {
+    return caught(error.what(), g_torch.throw_runtime_error);
+  }
+}
+
+template <Boxed boxed>
+void guarded(Value* stack, uint64_t inputs, uint64_t outputs) {
+  if (const Throw throw_error = call(boxed, stack, inputs, outputs)) throw_error(t_message);
+}
+
 struct Registration {
   const char* name;
   Boxed boxed;
 };
 
 constexpr Registration kOperators[] = {
-    {"rms_norm", norm_boxed<rms_norm, false>},
-    {"rms_norm_out", norm_out_boxed<rms_norm, false>},
-    {"fused_add_rms_norm", fused_add_rms_norm_boxed},
-    {"layer_norm", norm_boxed<layer_norm, true>},
-    {"layer_norm_out", norm_out_boxed<layer_norm, true>},
-    {"softmax", softmax_boxed},
-    {"softmax_out", softmax_out_boxed},
-    {"silu_and_mul", gated_boxed<silu_and_mul>},
-    {"silu_and_mul_out", gated_out_boxed<silu_and_mul>},
-    {"gelu_and_mul", gated_boxed<gelu_and_mul>},
-    {"gelu_and_mul_out", gated_out_boxed<gelu_and_mul>},
-    {"gelu_tanh_and_mul", gated_boxed<gelu_tanh_and_mul>},
-    {"gelu_tanh_and_mul_out", gated_out_boxed<gelu_tanh_and_mul>},
-    {"rope", rope_boxed},
+    {"rms_norm", guarded<norm_boxed<rms_norm, false>>},
+    {"rms_norm_out", guarded<norm_out_boxed<rms_norm, false>>},
+    {"fused_add_rms_norm", guarded<fused_add_rms_norm_boxed>},
+    {"layer_norm", guarded<norm_boxed<layer_norm, true>>},
+    {"layer_norm_out", guarded<norm_out_boxed<layer_norm, true>>},
+    {"softmax", guarded<softmax_boxed>},
+    {"softmax_out", guarded<softmax_out_boxed>},
+    {"silu_and_mul", guarded<gated_boxed<silu_and_mul>>},
+    {"silu_and_mul_out", guarded<gated_out_boxed<silu_and_mul>>},
+    {"gelu_and_mul", guarded<gated_boxed<gelu_and_mul>>},
+    {"gelu_and_mul_out", guarded<gated_out_boxed<gelu_and_mul>>},
+    {"gelu_tanh_and_mul", guarded<gated_boxed<gelu_tanh_and_mul>>},
+    {"gelu_tanh_and_mul_out", guarded<gated_out_boxed<gelu_tanh_and_mul>>},
+    {"rope", guarded<rope_boxed>},
 };
 
 template <class F>
@@ -276,6 +311,9 @@ Torch bind_torch(void* library) {
   look_up(library, "aoti_torch_copy_", torch.copy);
   look_up(library, "aoti_torch_library_init_impl", torch.init_impl);
   look_up(library, "aoti_torch_library_impl", torch.library_impl);
+  // std::__throw_invalid_argument and std::__throw_runtime_error, in every libstdc++ since GCC 3.4.
+  look_up(library, "_ZSt24__throw_invalid_argumentPKc", torch.throw_invalid_argument);
+  look_up(library, "_ZSt21__throw_runtime_errorPKc", torch.throw_runtime_error);
   torch.delete_value =
       reinterpret_cast<int32_t (*)(Value*)>(dlsym(library, "torch_delete_stable_ivalue"));
   const auto constant = [&](const char* symbol) {

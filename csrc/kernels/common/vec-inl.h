@@ -76,6 +76,29 @@ HWY_INLINE Vecs<D, n> map(Vecs<D, n> x, Vecs<D, n> y, Vecs<D, n> z, const F& f) 
   return x;
 }
 
+// f on four vectors at a time: more chains side by side than fill the pipes would only cost
+// registers, of which Arm has 32.
+template <class D, size_t n, class F>
+HWY_INLINE Vecs<D, n> by_four(Vecs<D, n> x, const F& f) {
+  if constexpr (n <= 4) {
+    return f(x);
+  } else {
+    static_assert(n % 4 == 0);
+    for (size_t i = 0; i < n; i += 4) {
+#if HWY_ARCH_ARM_A64
+      // No instruction: it tells the compiler, which would interleave the fours and spill, that
+      // these vectors depend on those before.
+      for (size_t k = i; i > 0 && k < i + 4; ++k) {
+        __asm__("" : "+w"(x.v[k].raw) : "w"(x.v[k - 4].raw));
+      }
+#endif
+      const Vecs<D, 4> y = f(Vecs<D, 4>{{x.v[i], x.v[i + 1], x.v[i + 2], x.v[i + 3]}});
+      for (size_t k = 0; k < 4; ++k) x.v[i + k] = y.v[k];
+    }
+    return x;
+  }
+}
+
 template <size_t n, class D>
 HWY_INLINE Vecs<D, n> fill(D, hn::Vec<D> value) {
   Vecs<D, n> x;
@@ -106,12 +129,24 @@ constexpr size_t kWholeVectors = 0;
 template <size_t n>
 constexpr size_t kWholeVectors<Whole<n>> = n;
 
+// Vectors in an iteration. Arm's are short, so that counting and branching would be a tenth of a
+// loop of four, and its LD1 and ST1 move 8 vectors of 16-bit elements at once. What is computed on
+// them goes by fours all the same: see by_four.
+constexpr size_t kVectorsAStep = HWY_ARCH_ARM_A64 ? 8 : 4;
+
 // Calls body(i, extent) for consecutive extents that together are [0, n).
-template <class D, class Body>
+template <size_t step = kVectorsAStep, class D, class Body>
 HWY_INLINE void for_each_extent(D d, size_t n, const Body& body) {
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) body(i, Whole<4>{});
+  for (size_t steps = n / (step * lanes); steps != 0; --steps) {
+    body(i, Whole<step>{});
+    i += step * lanes;
+  }
+  if (step > 4 && i + 4 * lanes <= n) {
+    body(i, Whole<4>{});
+    i += 4 * lanes;
+  }
   if (i + 2 * lanes <= n) {
     body(i, Whole<2>{});
     i += 2 * lanes;
@@ -186,6 +221,40 @@ HWY_INLINE void store_one([[maybe_unused]] D d, F16* p, hn::Vec<D> v) {
 #endif
 }
 
+#if HWY_ARCH_ARM_A64
+// ---------------------------------------------------------------- Arm: eight 16-bit elements
+
+HWY_INLINE Pair<FullF32> widen(BF16, uint16x8_t bits) {
+  // SHLL widens and shifts in one instruction.
+  return {{hn::Vec<FullF32>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
+           hn::Vec<FullF32>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))}};
+}
+
+HWY_INLINE Pair<FullF32> widen(F16, uint16x8_t bits) {
+  const float16x8_t halves = vreinterpretq_f16_u16(bits);
+  return {{hn::Vec<FullF32>(vcvt_f32_f16(vget_low_f16(halves))),
+           hn::Vec<FullF32>(vcvt_high_f32_f16(halves))}};
+}
+
+HWY_INLINE uint16x8_t narrow(BF16, Pair<FullF32> pair) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  const bfloat16x8_t low = vcvtq_low_bf16_f32(pair.v[0].raw);
+  return vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(low, pair.v[1].raw));
+#else
+  const FullF32 d;
+  pair = map(pair, [&](auto v) CAPIBARA_INLINE { return quiet_nan(d, v); });
+  const auto low = bf16_bits_in_upper_half(d, pair.v[0]);
+  const auto high = bf16_bits_in_upper_half(d, pair.v[1]);
+  return vshrn_high_n_u32(vshrn_n_u32(low.raw, 16), high.raw, 16);
+#endif
+}
+
+HWY_INLINE uint16x8_t narrow(F16, Pair<FullF32> pair) {
+  const float16x4_t low = vcvt_f16_f32(pair.v[0].raw);
+  return vreinterpretq_u16_f16(vcvt_high_f16_f32(low, pair.v[1].raw));
+}
+#endif
+
 // ---------------------------------------------------------------- whole pairs
 
 template <Order order, class D>
@@ -219,11 +288,7 @@ HWY_INLINE Pair<D> load(D d, const BF16* p) {
              hn::BitCast(d, hn::And(bits, hn::Set(du, 0xffff0000u)))}};
   } else {
 #if HWY_ARCH_ARM_A64
-    if constexpr (hn::MaxLanes(D()) == 4) {  // SHLL widens and shifts in one instruction
-      const uint16x8_t bits = vld1q_u16(&p->bits);
-      return {{hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
-               hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))}};
-    }
+    if constexpr (hn::MaxLanes(D()) == 4) return widen(BF16{}, vld1q_u16(&p->bits));
 #endif
     return {{load_one(d, p), load_one(d, p + hn::Lanes(d))}};
   }
@@ -256,13 +321,11 @@ HWY_INLINE Pair<D> store(D d, F16* p, Pair<D> pair) {
 
 template <Order order, class D>
 HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
-#if HWY_ARCH_ARM_A64 && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#if HWY_ARCH_ARM_A64
   if constexpr (order == Order::kSequential && hn::MaxLanes(D()) == 4) {
-    const bfloat16x8_t low = vcvtq_low_bf16_f32(pair.v[0].raw);
-    const uint16x8_t bits = vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(low, pair.v[1].raw));
+    const uint16x8_t bits = narrow(BF16{}, pair);
     vst1q_u16(&p->bits, bits);
-    return {{hn::Vec<D>(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16))),
-             hn::Vec<D>(vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16)))}};
+    return widen(BF16{}, bits);
   }
 #endif
   const hn::Rebind<uint32_t, D> du;
@@ -289,6 +352,18 @@ HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
 template <Order order, class D, class T, size_t n>
 HWY_INLINE Vecs<D, n> load(D d, const T* p, Whole<n>) {
   Vecs<D, n> x;
+#if HWY_ARCH_ARM_A64
+  if constexpr (n == 8 && sizeof(T) == 2) {
+    static_assert(order == Order::kSequential);
+    const uint16x8x4_t bits = vld1q_u16_x4(&p->bits);
+    for (size_t i = 0; i < n; i += 2) {
+      const Pair<D> pair = widen(T{}, bits.val[i / 2]);
+      x.v[i] = pair.v[0];
+      x.v[i + 1] = pair.v[1];
+    }
+    return x;
+  }
+#endif
   for (size_t i = 0; i < n; i += 2) {
     const Pair<D> pair = load<order>(d, p + i * hn::Lanes(d));
     x.v[i] = pair.v[0];
@@ -320,6 +395,20 @@ HWY_INLINE hn::Vec<D> load_one(D d, const T* p, Part part) {
 
 template <Order order, class D, class T, size_t n>
 HWY_INLINE Vecs<D, n> store(D d, T* p, Vecs<D, n> x, Whole<n>) {
+#if HWY_ARCH_ARM_A64
+  if constexpr (n == 8 && sizeof(T) == 2) {
+    static_assert(order == Order::kSequential);
+    uint16x8x4_t bits;
+    for (size_t i = 0; i < n; i += 2) {
+      bits.val[i / 2] = narrow(T{}, Pair<D>{{x.v[i], x.v[i + 1]}});
+      const Pair<D> rounded = widen(T{}, bits.val[i / 2]);
+      x.v[i] = rounded.v[0];
+      x.v[i + 1] = rounded.v[1];
+    }
+    vst1q_u16_x4(&p->bits, bits);
+    return x;
+  }
+#endif
   for (size_t i = 0; i < n; i += 2) {
     const Pair<D> rounded = store<order>(d, p + i * hn::Lanes(d), Pair<D>{{x.v[i], x.v[i + 1]}});
     x.v[i] = rounded.v[0];
@@ -351,19 +440,24 @@ HWY_INLINE Pair<D> replace_outside(D d, Pair<D> pair, hn::Vec<D> other, Part par
 }
 
 // One vector that holds total = accumulate(total, x) over the vectors x of all f(i, extent), begun
-// with `start`; `combine` joins two totals. There are four: with one or two, their latency would be
-// what the loop waits for.
+// with `start`; `combine` joins two totals. There are as many as vectors in an iteration: with one
+// or two, their latency would be what the loop waits for.
 template <class D, class Accumulate, class Combine, class F>
 HWY_INLINE hn::Vec<D> reduce(D d, size_t n, hn::Vec<D> start, const Accumulate& accumulate,
                              const Combine& combine, const F& f) {
-  Vecs<D, 4> total = fill<4>(d, start);
+  Vecs<D, kVectorsAStep> total = fill<kVectorsAStep>(d, start);
   for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
     const auto x = f(i, extent);
     for (size_t k = 0; k < decltype(extent)::vectors; ++k) {
       total.v[k] = accumulate(total.v[k], x.v[k]);
     }
   });
-  return combine(combine(total.v[0], total.v[1]), combine(total.v[2], total.v[3]));
+  for (size_t n_totals = kVectorsAStep; n_totals > 1; n_totals /= 2) {
+    for (size_t k = 0; k < n_totals / 2; ++k) {
+      total.v[k] = combine(total.v[2 * k], total.v[2 * k + 1]);
+    }
+  }
+  return total.v[0];
 }
 
 }  // namespace

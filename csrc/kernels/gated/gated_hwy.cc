@@ -15,15 +15,19 @@ HWY_INLINE void for_each_element(const GatedArgs& a, int64_t begin, int64_t end,
   dispatch(a.dtype, [&](auto element) CAPIBARA_INLINE {
     using T = decltype(element);
     constexpr Order order = order_of<T>();
+    // Eight vectors of f32 would leave no registers to compute with.
+    constexpr size_t step = sizeof(T) == 4 ? 4 : kVectorsAStep;
     for (int64_t r = begin; r < end; ++r) {
       const T* gate = static_cast<const T*>(a.gate) + r * a.gate_stride;
       const T* up = static_cast<const T*>(a.up) + r * a.up_stride;
       T* y = static_cast<T*>(a.y) + r * a.y_stride;
-      for_each_extent(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
+      for_each_extent<step>(d, static_cast<size_t>(a.cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
         CAPIBARA_LOOP(product, T, kWholeVectors<decltype(extent)>);
         const auto g = load<order>(d, gate + i, extent);
+        const auto activated =
+            by_four(g, [&](auto x) CAPIBARA_INLINE { return activation(x, element); });
         const auto u = load<order>(d, up + i, extent);
-        const auto product = map(activation(g, element), u,
+        const auto product = map(activated, u,
                                  [](V x, V times) CAPIBARA_INLINE { return hn::Mul(x, times); });
         store<order>(d, y + i, product, extent);
       });
@@ -64,11 +68,13 @@ void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
 
 void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
-  const V linear = hn::Set(d, 2 * 0.79788456f), cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
+  static const Accumulator slopes{2 * 0.79788456f};
+  const V cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
   // (1 + tanh(u)) / 2 = sigmoid(2 u): no cancellation where tanh is near -1, and one exponential.
   for_each_element(a, begin, end, [&](auto x, auto element) CAPIBARA_INLINE {
-    const auto u = map(x, [&](V v) CAPIBARA_INLINE {
-      return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, linear));
+    const auto linear = accumulators<FullF32, sizeof(x) / sizeof(V)>(d, slopes);
+    const auto u = map(x, linear, [&](V v, V slope) CAPIBARA_INLINE {
+      return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, slope));
     });
     return times_sigmoid_of(element, x, u);
   });
