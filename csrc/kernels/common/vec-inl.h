@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define HWY_COMPILE_ONLY_STATIC
 #include <hwy/highway.h>
@@ -76,6 +77,16 @@ HWY_INLINE Vecs<D, n> map(Vecs<D, n> x, Vecs<D, n> y, Vecs<D, n> z, const F& f) 
   return x;
 }
 
+// p, from which nothing is loaded before x is there. No instruction: it keeps the compiler, which
+// does not count registers when it moves loads to the top of a loop, from spilling what it loaded.
+template <class D, size_t n, class T>
+HWY_INLINE T* after([[maybe_unused]] const Vecs<D, n>& x, T* p) {
+#if HWY_ARCH_ARM_A64
+  __asm__("" : "+m"(*const_cast<std::remove_const_t<T>*>(p)) : "w"(x.v[n - 1].raw));
+#endif
+  return p;
+}
+
 // f on four vectors at a time: more chains side by side than fill the pipes would only cost
 // registers, of which Arm has 32.
 template <class D, size_t n, class F>
@@ -83,19 +94,15 @@ HWY_INLINE Vecs<D, n> by_four(Vecs<D, n> x, const F& f) {
   if constexpr (n <= 4) {
     return f(x);
   } else {
-    static_assert(n % 4 == 0);
-    for (size_t i = 0; i < n; i += 4) {
+    static_assert(n == 8);
+    const Vecs<D, 4> a = f(Vecs<D, 4>{{x.v[0], x.v[1], x.v[2], x.v[3]}});
 #if HWY_ARCH_ARM_A64
-      // No instruction: it tells the compiler, which would interleave the fours and spill, that
-      // these vectors depend on those before.
-      for (size_t k = i; i > 0 && k < i + 4; ++k) {
-        __asm__("" : "+w"(x.v[k].raw) : "w"(x.v[k - 4].raw));
-      }
+    // No instruction. The compiler would interleave the fours, and spill, but for being told that
+    // the second depends on the first.
+    for (size_t k = 0; k < 4; ++k) __asm__("" : "+w"(x.v[4 + k].raw) : "w"(a.v[k].raw));
 #endif
-      const Vecs<D, 4> y = f(Vecs<D, 4>{{x.v[i], x.v[i + 1], x.v[i + 2], x.v[i + 3]}});
-      for (size_t k = 0; k < 4; ++k) x.v[i + k] = y.v[k];
-    }
-    return x;
+    const Vecs<D, 4> b = f(Vecs<D, 4>{{x.v[4], x.v[5], x.v[6], x.v[7]}});
+    return {{a.v[0], a.v[1], a.v[2], a.v[3], b.v[0], b.v[1], b.v[2], b.v[3]}};
   }
 }
 

@@ -26,7 +26,7 @@ HWY_INLINE void for_each_element(const GatedArgs& a, int64_t begin, int64_t end,
         const auto g = load<order>(d, gate + i, extent);
         const auto activated =
             by_four(g, [&](auto x) CAPIBARA_INLINE { return activation(x, element); });
-        const auto u = load<order>(d, up + i, extent);
+        const auto u = load<order>(d, after(activated, up + i), extent);
         const auto product = map(activated, u,
                                  [](V x, V times) CAPIBARA_INLINE { return hn::Mul(x, times); });
         store<order>(d, y + i, product, extent);
@@ -72,7 +72,7 @@ void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept 
   const V cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
   // (1 + tanh(u)) / 2 = sigmoid(2 u): no cancellation where tanh is near -1, and one exponential.
   for_each_element(a, begin, end, [&](auto x, auto element) CAPIBARA_INLINE {
-    const auto linear = accumulators<FullF32, sizeof(x) / sizeof(V)>(d, slopes);
+    const auto linear = accumulators(d, slopes, x);
     const auto u = map(x, linear, [&](V v, V slope) CAPIBARA_INLINE {
       return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, slope));
     });

@@ -35,23 +35,22 @@ HWY_INLINE Vecs<D, n> horner(D d, Vecs<D, n> p, Vecs<D, n> r, float c) {
   return map(p, r, [&](auto a, auto b) CAPIBARA_INLINE { return hn::MulAdd(a, b, constant); });
 }
 
-// acc + p * q where acc is a constant, for all vectors.
+// A constant to which products with `factor` are going to be added.
 //
 // FMLA overwrites its accumulator, so the constant is needed anew each time. Copying it takes an
 // instruction and a slot of the vector pipes, which these loops wait for; on Arm it is loaded,
-// four vectors of it in one instruction, from pipes that idle.
+// four vectors of it in one instruction, by pipes that idle.
 struct Accumulator {
   explicit constexpr Accumulator(float value) : copies{} {
     for (float& copy : copies) copy = value;
   }
-  alignas(16) mutable float copies[16];  // mutable for `accumulators` alone; nothing writes it
+  alignas(16) mutable float copies[16];  // nothing writes it, but the compiler must not know
 };
 template <class D, size_t n>
-HWY_INLINE Vecs<D, n> accumulators(D d, const Accumulator& constant) {
+HWY_INLINE Vecs<D, n> accumulators(D d, const Accumulator& constant, const Vecs<D, n>& factor) {
 #if HWY_ARCH_ARM_A64
   if constexpr (n == 4) {
-    __asm__ volatile("" : "+m"(constant.copies));  // or the compiler would load once, and copy
-    const float32x4x4_t four = vld1q_f32_x4(constant.copies);
+    const float32x4x4_t four = vld1q_f32_x4(after(factor, constant.copies));
     return {{hn::Vec<D>(four.val[0]), hn::Vec<D>(four.val[1]), hn::Vec<D>(four.val[2]),
              hn::Vec<D>(four.val[3])}};
   }
@@ -217,7 +216,7 @@ HWY_INLINE Vecs<D, n> sigmoid_for_16_bits(D d, Vecs<D, n> y) {
   constexpr float kShift = 12582912.0f + 127.0f;
   static const Accumulator shifts{kShift};
   const auto shift = hn::Set(d, kShift), log2e = hn::Set(d, 1.44269504f);
-  const auto k = map(y, accumulators<D, n>(d, shifts), [&](auto v, auto shifted) CAPIBARA_INLINE {
+  const auto k = map(y, accumulators(d, shifts, y), [&](auto v, auto shifted) CAPIBARA_INLINE {
     return hn::NegMulAdd(v, log2e, shifted);
   });
   const auto ln2 = hn::Set(d, 0.693147181f);
