@@ -24,10 +24,9 @@ import torch
 import numpy_peers  # noqa: F401  the contenders enter themselves into the registry
 import ours  # noqa: F401
 import torch_peers  # noqa: F401
+from capibara_axion import info
 from cases import Case
 from contenders import Prepared, contenders
-
-from capibara_axion import info
 
 MARK = 0x6361  # the number of the system call, as in count_plugin.c
 # The interpreter specialises a loop's and a lambda's instructions within their first executions.

@@ -74,7 +74,9 @@ def emulated(*command: str) -> list[dict[str, Any]]:
         counts = Path(folder) / "counts"
         environment = {
             # Nothing else: a longer environment moves the stack.
-            **{key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ},
+            **{
+                key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ
+            },
             "QEMU_PLUGIN": f"{BUILD / 'libcount_plugin.so'},out={counts},zva={ZVA_BYTES}",
             "PYTHONPATH": os.environ["PYTHONPATH"],  # where the package is, built for aarch64
             "PYTHONHASHSEED": "0",
@@ -98,8 +100,7 @@ def emulated(*command: str) -> list[dict[str, Any]]:
         if started.wait():
             raise RuntimeError(f"{' '.join(command)}: exit code {started.returncode}")
         marks = {
-            number: values
-            for number, *values in (map(int, line.split()) for line in counts.open())
+            number: values for number, *values in (map(int, line.split()) for line in counts.open())
         }
     for one in printed[1:]:
         one["counts"] = _a_call(marks, one.pop("mark"))

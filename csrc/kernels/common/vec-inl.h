@@ -449,18 +449,18 @@ HWY_INLINE Pair<D> replace_outside(D d, Pair<D> pair, hn::Vec<D> other, Part par
 // One vector that holds total = accumulate(total, x) over the vectors x of all f(i, extent), begun
 // with `start`; `combine` joins two totals. There are as many as vectors in an iteration: with one
 // or two, their latency would be what the loop waits for.
-template <class D, class Accumulate, class Combine, class F>
+template <size_t step = kVectorsAStep, class D, class Accumulate, class Combine, class F>
 HWY_INLINE hn::Vec<D> reduce(D d, size_t n, hn::Vec<D> start, const Accumulate& accumulate,
                              const Combine& combine, const F& f) {
-  Vecs<D, kVectorsAStep> total = fill<kVectorsAStep>(d, start);
-  for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
+  Vecs<D, step> total = fill<step>(d, start);
+  for_each_extent<step>(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
     const auto x = f(i, extent);
     for (size_t k = 0; k < decltype(extent)::vectors; ++k) {
       total.v[k] = accumulate(total.v[k], x.v[k]);
     }
   });
-  for (size_t n_totals = kVectorsAStep; n_totals > 1; n_totals /= 2) {
-    for (size_t k = 0; k < n_totals / 2; ++k) {
+  for (size_t totals = step; totals > 1; totals /= 2) {
+    for (size_t k = 0; k < totals / 2; ++k) {
       total.v[k] = combine(total.v[2 * k], total.v[2 * k + 1]);
     }
   }

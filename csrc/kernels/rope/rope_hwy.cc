@@ -14,38 +14,37 @@ HWY_INLINE void turn(V& x1, V& x2, V cos, V sin) {
   x1 = y1;
 }
 
-template <class T>
-HWY_INLINE T* head_of(const RopeHeads& heads, int64_t token, int64_t head) {
-  return static_cast<T*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
+// f(x) for each head of a token, x being its element `first`.
+template <class T, class F>
+HWY_INLINE void for_each_head(const RopeArgs& a, int64_t token, size_t first, const F& f) {
+  for (const RopeHeads* heads : {&a.q, &a.k}) {
+    T* x = static_cast<T*>(heads->data) + token * heads->token_stride + first;
+    const int64_t stride = heads->head_stride;
+    for (int64_t left = heads->heads; left != 0; --left) {
+      f(x);
+      x += stride;
+    }
+  }
 }
 
-// Angles [i, i + count) of one token, neox style, in `blocks` pairs. Cosines and sines stay in
-// registers over all heads; two blocks cover a head of 128 with 512-bit vectors, so that memory is
-// walked from head to head once.
-template <size_t blocks, class T, class D, class C, class Extent>
+// Angles [i, i + extent) of one token, neox style. Cosines and sines stay in registers over all
+// heads; four vectors cover a head of 128 with 512-bit ones, so that memory is walked from head to
+// head once.
+template <class T, class D, class C, class Extent>
 HWY_INLINE void turn_neox(D d, const RopeArgs& a, int64_t token, const C* cos, size_t i,
                           Extent extent) {
   constexpr Order order = order_of<T, C>();
+  constexpr size_t vectors = Extent::vectors;
   const int64_t half = a.rotary_dim / 2;
-  const size_t step = 2 * hn::Lanes(d);
-  Pair<D> c[blocks], s[blocks];
-  for (size_t b = 0; b < blocks; ++b) {
-    c[b] = load<order>(d, cos + i + b * step, extent);
-    s[b] = load<order>(d, cos + half + i + b * step, extent);
-  }
-  for (const RopeHeads* heads : {&a.q, &a.k}) {
-    for (int64_t h = 0; h < heads->heads; ++h) {
-      CAPIBARA_LOOP_VARIANT(neox, T, 2 * blocks * kWholeVectors<Extent>, sizeof(C));
-      T* x = head_of<T>(*heads, token, h) + i;
-      for (size_t b = 0; b < blocks; ++b, x += step) {
-        Pair<D> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
-        turn(x1.v[0], x2.v[0], c[b].v[0], s[b].v[0]);
-        turn(x1.v[1], x2.v[1], c[b].v[1], s[b].v[1]);
-        store<order>(d, x, x1, extent);
-        store<order>(d, x + half, x2, extent);
-      }
-    }
-  }
+  const Vecs<D, vectors> c = load<order>(d, cos + i, extent);
+  const Vecs<D, vectors> s = load<order>(d, cos + half + i, extent);
+  for_each_head<T>(a, token, i, [&](T* x) CAPIBARA_INLINE {
+    CAPIBARA_LOOP_VARIANT(neox, T, 2 * kWholeVectors<Extent>, sizeof(C));
+    Vecs<D, vectors> x1 = load<order>(d, x, extent), x2 = load<order>(d, x + half, extent);
+    for (size_t v = 0; v < vectors; ++v) turn(x1.v[v], x2.v[v], c.v[v], s.v[v]);
+    store<order>(d, x, x1, extent);
+    store<order>(d, x + half, x2, extent);
+  });
 }
 
 HWY_INLINE Whole<2> twice(Whole<1>) { return {}; }
@@ -58,18 +57,15 @@ HWY_INLINE void turn_interleaved(D d, const RopeArgs& a, int64_t token, const C*
   const int64_t half = a.rotary_dim / 2;
   const hn::Vec<D> c = load_one(d, cos + i, extent);
   const hn::Vec<D> s = load_one(d, cos + half + i, extent);
-  for (const RopeHeads* heads : {&a.q, &a.k}) {
-    for (int64_t h = 0; h < heads->heads; ++h) {
-      CAPIBARA_LOOP_VARIANT(interleaved, T, 2 * kWholeVectors<Extent>, sizeof(C));
-      T* x = head_of<T>(*heads, token, h) + 2 * i;
-      Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
-      turn(v.v[0], v.v[1], c, s);
-      if constexpr (DTypeOf<T>::value == DType::kBF16 && DTypeOf<C>::value == DType::kF32) {
-        v = map(v, [&](auto turned) CAPIBARA_INLINE { return quiet_nan(d, turned); });
-      }
-      store<Order::kEvenOdd>(d, x, v, twice(extent));
+  for_each_head<T>(a, token, 2 * i, [&](T* x) CAPIBARA_INLINE {
+    CAPIBARA_LOOP_VARIANT(interleaved, T, 2 * kWholeVectors<Extent>, sizeof(C));
+    Pair<D> v = load<Order::kEvenOdd>(d, x, twice(extent));
+    turn(v.v[0], v.v[1], c, s);
+    if constexpr (DTypeOf<T>::value == DType::kBF16 && DTypeOf<C>::value == DType::kF32) {
+      v = map(v, [&](auto turned) CAPIBARA_INLINE { return quiet_nan(d, turned); });
     }
-  }
+    store<Order::kEvenOdd>(d, x, v, twice(extent));
+  });
 }
 
 // A head of 64 to 128 is a few vectors only, and common rotary sizes (48, 96) are no multiple of
@@ -80,10 +76,11 @@ HWY_INLINE void turn_token(const RopeArgs& a, int64_t token, const C* cos, size_
   const size_t half = static_cast<size_t>(a.rotary_dim / 2);
   const size_t vector = hn::Lanes(d);
   if (a.neox) {
-    for (; i + 4 * vector <= half; i += 4 * vector)
-      turn_neox<2, T>(d, a, token, cos, i, Whole<2>{});
+    for (; i + 4 * vector <= half; i += 4 * vector) {
+      turn_neox<T>(d, a, token, cos, i, Whole<4>{});
+    }
     if (i + 2 * vector <= half) {
-      turn_neox<1, T>(d, a, token, cos, i, Whole<2>{});
+      turn_neox<T>(d, a, token, cos, i, Whole<2>{});
       i += 2 * vector;
     }
   } else {
@@ -93,7 +90,7 @@ HWY_INLINE void turn_token(const RopeArgs& a, int64_t token, const C* cos, size_
   if constexpr (lanes > 4) {
     turn_token<T, C, lanes / 2>(a, token, cos, i);
   } else if (a.neox) {
-    turn_neox<1, T>(d, a, token, cos, i, Part{half - i});
+    turn_neox<T>(d, a, token, cos, i, Part{half - i});
   } else {
     turn_interleaved<T>(d, a, token, cos, i, Part{half - i});
   }

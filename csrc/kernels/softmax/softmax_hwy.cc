@@ -8,6 +8,9 @@ namespace {
 
 using V = hn::Vec<FullF32>;
 
+// More chains of an exponential side by side take more registers than there are.
+constexpr size_t kVectorsOfExp = 4;
+
 // As exactly as T can hold it.
 template <class T, class X>
 HWY_INLINE X exp_of(X x) {
@@ -43,17 +46,19 @@ HWY_INLINE void softmax_row(const T* x, T* y, size_t n, float factor, float* scr
 
   // Exponentials stay in the order of their vectors: the last pass reads them as they were written.
   const V sum = hn::SumOfLanes(
-      d, reduce(d, n, hn::Zero(d), add, add, [&](size_t i, auto extent) CAPIBARA_INLINE {
-        CAPIBARA_LOOP_VARIANT(exp, T, kWholeVectors<decltype(extent)>, scaled);
-        const auto e = exp_of<T>(
-            map(load_scaled(i, extent), [&](V p) CAPIBARA_INLINE { return hn::Sub(p, maximum); }));
-        if constexpr (DTypeOf<T>::value == DType::kF32) {
-          store<order>(d, y + i, e, extent);
-        } else {
-          store<Order::kSequential>(d, scratch + i, e, Whole<decltype(extent)::vectors>{});
-        }
-        return e;
-      }));
+      d, reduce<kVectorsOfExp>(
+             d, n, hn::Zero(d), add, add, [&](size_t i, auto extent) CAPIBARA_INLINE {
+               CAPIBARA_LOOP_VARIANT(exp, T, kWholeVectors<decltype(extent)>, scaled);
+               const auto e = exp_of<T>(map(load_scaled(i, extent), [&](V p) CAPIBARA_INLINE {
+                 return hn::Sub(p, maximum);
+               }));
+               if constexpr (DTypeOf<T>::value == DType::kF32) {
+                 store<order>(d, y + i, e, extent);
+               } else {
+                 store<Order::kSequential>(d, scratch + i, e, Whole<decltype(extent)::vectors>{});
+               }
+               return e;
+             }));
   const V inverse = hn::Div(hn::Set(d, 1.0f), sum);
 
   for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
