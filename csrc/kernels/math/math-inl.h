@@ -210,7 +210,8 @@ HWY_INLINE Vecs<D, n> times_sigmoid(D d, Vecs<D, n> x, Vecs<D, n> y) {
 // needs its constant copied in each step of a polynomial.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> sigmoid_for_16_bits(D d, Vecs<D, n> y) {
-  const auto most = hn::Set(d, 88.4f), least = hn::Set(d, -89.0f);
+  // From 2^128, whose bits are infinity's, to 2^-127, whose are zero's.
+  const auto most = hn::Set(d, 88.3f), least = hn::Set(d, -89.0f);
   y = map(y, [&](auto v) CAPIBARA_INLINE { return at_least(d, least, at_most(d, most, v)); });
   // Adding 1.5 2^23 leaves round(-y / ln(2)) in the low bits, and the exponent's bias on top of it.
   constexpr float kShift = 12582912.0f + 127.0f;
