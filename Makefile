@@ -8,13 +8,15 @@ DEMO   := build/demo
 CONFIG ?= $(DEMO)/config.json
 SERVE  ?=
 BENCH  ?= $(PYTHON_IN_VENV) benchmarks/run.py
-CXX_FILES = $(shell find csrc tests/cpp -name '*.cc' -o -name '*.h')
+CXX_FILES = $(shell find csrc tests/cpp benchmarks -name '*.cc' -o -name '*.c' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap serve test test-cpp test-asan test-python test-vllm test-server bench lint format wheel clean
+TESTS = cpp asan python vllm server wheel aarch64
+.PHONY: help bootstrap serve test $(TESTS:%=test-%) bench bench-aarch64 mca lint format wheel \
+  wheel-aarch64 clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'settings: CONFIG=FILE and SERVE="--port N" for serve; PYTHON, TORCH_INDEX_URL, JOBS for the installation'
 
 bootstrap: ## install what is missing (system packages, .venv, torch, vLLM) and compile
@@ -29,11 +31,13 @@ endif
 # The C++ tests need one package more than the rest.
 test test-cpp test-asan bench: export FOR_TESTS := 1
 
-test: bootstrap ## run every test that CI runs; test-cpp, -asan, -python, -vllm, -server: a part
+test: bootstrap ## run every test that CI runs; test-cpp, -asan, -python, -vllm, -server, -wheel: a part
 	@scripts/test.sh
 
-test-cpp test-asan test-python test-vllm test-server: bootstrap
+# test-aarch64 has a line of its own in `make help`.
+$(TESTS:%=test-%): bootstrap
 	@scripts/test.sh $(@:test-%=%)
+test-aarch64: ## the part that cross-builds for aarch64 and runs under QEMU
 
 bench: bootstrap ## time every operator against its peers
 	$(BENCH)
@@ -41,12 +45,21 @@ bench: bootstrap ## time every operator against its peers
 	build/dev/tests/cpp/reference_bench | tee benchmarks/results/reference.json
 	build/dev/tests/cpp/parallel_bench
 
-lint: bootstrap ## ruff, mypy, clang-format and the layer rule
+bench-aarch64: bootstrap ## count every operator's instructions on aarch64, beside its peers, under QEMU
+	@scripts/aarch64/bench.sh $(BENCH_AARCH64)
+
+mca: bootstrap ## simulate the inner loops on Neoverse V2, V1, N2 and N1 (llvm-mca)
+	@scripts/aarch64/prepare.sh
+	@scripts/wheel.sh aarch64
+	$(PYTHON_IN_VENV) benchmarks/aarch64/mca.py $(MCA)
+
+lint: bootstrap ## ruff, mypy, clang-format, the layer rule and the workflows' syntax
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	$(PYTHON_IN_VENV) scripts/check_layers.py
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: bootstrap ## bring the sources into shape
 	$(VENV)/bin/ruff check --fix .
@@ -54,8 +67,12 @@ format: bootstrap ## bring the sources into shape
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 wheel: bootstrap ## build dist/*.whl for this machine's architecture
-	$(PYTHON_IN_VENV) -m pip wheel . --no-deps --no-build-isolation -w dist
+	@scripts/wheel.sh
 
-clean: ## remove what was built; .venv stays
+wheel-aarch64: bootstrap ## cross-build dist/*.whl for aarch64
+	@scripts/aarch64/prepare.sh
+	@scripts/wheel.sh aarch64
+
+clean: ## remove what was built; .venv and .cache stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
 	rm -f $(VENV)/.stamps/native

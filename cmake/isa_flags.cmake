@@ -11,13 +11,22 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(CAPIBARA_ISAS neon neon_bf16)
   set(CAPIBARA_FLAGS_neon -mcpu=generic+crypto)
-  # Without +fp16: GCC 12 turns bf16 constants into f16 ones when it has both extensions. It also
-  # wants Armv8.2 before it inlines the intrinsics of bf16, where zig takes no -march; clang takes
-  # either, and gives the same code.
+  # GCC up to 13 inlines the intrinsics of bf16 only from Armv8.2 on; zig's clang knows nothing but
+  # -mcpu, to which any clang gives the same code.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     set(CAPIBARA_FLAGS_neon_bf16 -march=armv8.2-a+crypto+bf16)
   else()
     set(CAPIBARA_FLAGS_neon_bf16 -mcpu=generic+crypto+bf16)
+  endif()
+  include(${CMAKE_CURRENT_LIST_DIR}/bf16_constants.cmake)
+  capibara_check_bf16_constants(bf16_is_right ${CAPIBARA_FLAGS_neon_bf16})
+  if(NOT bf16_is_right)
+    message(WARNING "${CMAKE_CXX_COMPILER} (${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}) "
+                    "cannot compile bf16 constants, or not rightly: the kernels for cores with bf16 "
+                    "instructions are left out, and slower ones take their place. clang compiles "
+                    "them, and so should GCC 13 and later.")
+    list(REMOVE_ITEM CAPIBARA_ISAS neon_bf16)
+    add_compile_definitions(CAPIBARA_WITHOUT_BF16)
   endif()
 else()
   set(CAPIBARA_ISAS)

@@ -145,6 +145,9 @@ link_headers
 run_step "Compiling the wheel for $ARCH" build_raw_wheel
 run_step "Tagging it" tag_wheel
 
+# Tests and benchmarks under QEMU use it from there.
+[ "$ARCH" = "$HOST_ARCH" ] || run_step "Unpacking it" make_emulated_environment
+
 if [ -n "$check" ]; then
   run_step "Looking at what is in it" python scripts/check_wheel.py "$WHEEL" --glibc "$GLIBC" --build "$BUILD"
   if [ "$ARCH" = "$HOST_ARCH" ]; then
@@ -152,7 +155,6 @@ if [ -n "$check" ]; then
     run_step "Running every kernel" run_natively
     run_step "Making a mistake beside torch" run_natively_with_torch
   else
-    run_step "Unpacking it" make_emulated_environment
     run_step "Running every kernel under QEMU" \
       run_emulated "$AARCH64_CPU" "$BUILD/site" tests/wheel/run_every_kernel.py
     # Has nothing beyond Armv8.0: code for newer cores, where it must not be, would end there.

@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 typedef struct {
-  unsigned simd;          // 1: floating-point or vector arithmetic, moves included; no memory access
-  unsigned loads, stores; // 1: reads memory, writes memory
+  unsigned simd;  // 1: floating-point or vector arithmetic, moves included; no memory access
+  unsigned loads, stores;  // 1: reads memory, writes memory
   unsigned bytes_loaded, bytes_stored;
 } A64Counts;
 
@@ -62,7 +62,8 @@ static inline A64Counts a64_register(uint32_t w) {
   const int scaled_offset = (int)a64_bits(w, 24, 24);
   if (a64_bits(w, 26, 26)) return a64_either(opc & 1, opc & 2 ? 16 : 1u << size);
   if (!scaled_offset && a64_bits(w, 21, 21) && a64_bits(w, 11, 10) != 2) {
-    if (a64_bits(w, 10, 10)) return a64_load(8);  // LDRAA, LDRAB
+    if (a64_bits(w, 10, 10)) return a64_load(8);                 // LDRAA, LDRAB
+    if (a64_bits(w, 15, 12) == 12) return a64_load(1u << size);  // LDAPR
     return (A64Counts){0, 1, 1, 1u << size, 1u << size};
   }
   if (size == 3 && opc == 2) return (A64Counts){0};  // PRFM

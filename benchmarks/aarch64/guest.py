@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs under the emulated Python: calls every contender of the cases, and marks where it does.
 
-Prints one JSON object a line: first what it runs on, then {"mark": m, "case": i, "contender": ..., ...} says that the calls
-between marks m and m + 1 are FEW, and those between m + 2 and m + 3 are FEW + MORE. What a mark is:
-count_plugin.c. Cases come from the command line as JSON, see `run.py`.
+Prints one JSON object a line. The first says what it runs on; each further one is a contender of
+a case: its "mark" m says that the calls between marks m and m + 1 are FEW, and those between m + 2
+and m + 3 are FEW + MORE. What a mark is: count_plugin.c. The cases come from run.py, as JSON.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What llvm-mca says of the kernels' inner loops, as they are compiled for aarch64.
 
-    cmake --preset aarch64
+    make mca
     python benchmarks/aarch64/mca.py [--op softmax] [--cpu neoverse-n1 ...] [--show-assembly]
 
 Compiles each kernel as compile_commands.json says, but to assembly, finds the loops that
@@ -80,7 +80,7 @@ def main() -> int:
     if not (arguments.build / "compile_commands.json").exists():
         print(
             f"no compile_commands.json in {arguments.build}: cmake --preset aarch64 writes it to "
-            "build/aarch64",
+            "build/wheel-aarch64",
             file=sys.stderr,
         )
         return 2
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--build",
         type=Path,
         default=ROOT / "build" / "aarch64",
-        help="folder with a compile_commands.json of clang for aarch64 (default: build/aarch64)",
+        help="folder with a compile_commands.json of clang for aarch64 (default: build/wheel-aarch64)",
     )
     parser.add_argument("--op", nargs="+", choices=sorted({op for op, _ in LOOPS}))
     parser.add_argument("--loop", default="", help="only loops whose op.name contains this")

@@ -20,20 +20,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PYTHON, PROGRAM = ROOT / "scripts/aarch64/python.sh", ROOT / "scripts/aarch64/run.sh"
-# The plugin and the ACL program, built by scripts/aarch64/bench.sh.
-BUILD = ROOT / "build/aarch64-bench"
-sys.path.insert(0, str(HERE.parent))
-
 from rich.progress import Progress
 from rich.table import Table
 
 import machine
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PYTHON, PROGRAM = ROOT / "scripts/aarch64/python.sh", ROOT / "scripts/aarch64/run.sh"
+# The plugin and the ACL program, built by scripts/aarch64/bench.sh.
+BUILD = ROOT / "build/aarch64-bench"
+# The package that is counted, as scripts/wheel.sh unpacks it.
+SITE = ROOT / "build/wheel-aarch64/site"
+
 COUNTERS = ("all", "simd", "loads", "stores", "bytes_loaded", "bytes_stored")
 FEW, MORE = 2, 3  # as in guest.py and acl_peers.cc
+PASSED_ON = ("PATH", "HOME", "AARCH64_CPU")
 # What DC ZVA clears on QEMU's core "max", by its DCZID_EL0.
 ZVA_BYTES = 512
 
@@ -78,7 +80,7 @@ def emulated(*command: str) -> list[dict[str, Any]]:
                 key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ
             },
             "QEMU_PLUGIN": f"{BUILD / 'libcount_plugin.so'},out={counts},zva={ZVA_BYTES}",
-            "PYTHONPATH": os.environ["PYTHONPATH"],  # where the package is, built for aarch64
+            "PYTHONPATH": f"{SITE}:{HERE.parent}",
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",

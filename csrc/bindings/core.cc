@@ -100,5 +100,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_threads, py::arg("threads"));
   m.def("openmp_library", &openmp_library);
+  m.def("load_openmp_from", &load_openmp_from, py::arg("path"));
   m.def("rebind_openmp", &rebind_openmp);
 }

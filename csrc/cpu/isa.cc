@@ -46,10 +46,12 @@ const std::vector<IsaInfo>& built_isas() {
        {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512}},
 #elif defined(__aarch64__)
       {Isa::neon, "neon", "128-bit NEON (Armv8-A)", {F::kNeon, F::kAes}},
+#if !defined(CAPIBARA_WITHOUT_BF16)
       {Isa::neon_bf16,
        "neon_bf16",
        "128-bit NEON with BF16 conversions (Armv8.6-A)",
        {F::kNeon, F::kAes, F::kBf16}},
+#endif
 #endif
   };
   return isas;

@@ -12,6 +12,8 @@
 // capable. The flags of each are in cmake/isa_flags.cmake, which lists the same names.
 #if defined(__x86_64__)
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(sse4, argument) X(avx2, argument) X(avx512, argument)
+#elif defined(__aarch64__) && defined(CAPIBARA_WITHOUT_BF16)  // see cmake/bf16_constants.cmake
+#define CAPIBARA_FOR_EACH_ISA(X, argument) X(neon, argument)
 #elif defined(__aarch64__)
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(neon, argument) X(neon_bf16, argument)
 #else

@@ -51,11 +51,17 @@ bool resolve(void* library, const char* symbol, F*& function) {
   return function != nullptr;
 }
 
+// To load where the process has no runtime yet.
+std::string& runtime_to_load() {
+  static std::string path = "libgomp.so.1";
+  return path;
+}
+
 // What is bound stays for ever: a call may be using it, and the threads of a runtime never end.
 const OpenMp* bind_openmp() {
   std::string path;
   dl_iterate_phdr(find_runtime, &path);
-  void* library = path.empty() ? dlopen("libgomp.so.1", RTLD_NOW | RTLD_LOCAL)
+  void* library = path.empty() ? dlopen(runtime_to_load().c_str(), RTLD_NOW | RTLD_LOCAL)
                                : dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (path.empty()) dl_iterate_phdr(find_runtime, &path);
   static auto* const bound = new std::deque<OpenMp>;  // reachable, and never destroyed
@@ -121,6 +127,11 @@ int num_threads() {
 void set_num_threads(int threads) { thread_limit().store(threads, std::memory_order_relaxed); }
 
 std::string openmp_library() { return openmp().path; }
+
+void load_openmp_from(const std::string& path) {
+  const std::lock_guard<std::mutex> lock(g_binding);
+  runtime_to_load() = path;
+}
 
 void rebind_openmp() {
   const std::lock_guard<std::mutex> lock(g_binding);

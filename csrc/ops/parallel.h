@@ -3,8 +3,9 @@
 //
 // Nothing here links against an OpenMP runtime: a second one beside torch's would start a second
 // set of threads on the same cores. The runtime is looked up among the loaded libraries at first
-// use (and again when `rebind_openmp` is called), and only if there is none is the system's libgomp
-// loaded. All of libgomp, LLVM's libomp and Intel's libiomp5 export GOMP_parallel.
+// use (and again when `rebind_openmp` is called), and only if there is none is one loaded: the
+// system's libgomp, or what `load_openmp_from` named. All of libgomp, LLVM's libomp and Intel's
+// libiomp5 export GOMP_parallel.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,10 @@ void set_num_threads(int threads);
 
 // Path of the OpenMP runtime in use; empty if none was found, and calls then run on one thread.
 std::string openmp_library();
+
+// Path of the runtime to load where the process has none by then: that of a torch which may be
+// imported later, and whose wheels can bring a libgomp under a name of its own.
+void load_openmp_from(const std::string& path);
 
 // Looks for the runtime again: torch may have brought its own since.
 void rebind_openmp();

@@ -18,7 +18,9 @@ ValueError too, and what is no tensor at all a RuntimeError of torch's dispatche
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from operator import index
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +31,27 @@ from capibara_axion import _core
 Array = TypeVar("Array", bound=Any)
 
 _INT32_MAX = np.iinfo(np.int32).max
+
+
+def _share_openmp() -> None:
+    """Has threads come from the OpenMP runtime of an installed torch, should it be imported later.
+
+    Its wheels may bring one under a name of its own, and two runtimes would be two sets of threads.
+    """
+    try:
+        spec = find_spec("torch")
+    except ValueError:  # a stand-in without a specification
+        return
+    if spec is None or spec.origin is None:
+        return
+    package = Path(spec.origin).parent
+    for folder in (package / "lib", package.with_name("torch.libs")):
+        for path in sorted(folder.glob("libgomp*.so*")):
+            _core.load_openmp_from(str(path))
+            return
+
+
+_share_openmp()
 
 
 def _torch_ops(x: Any) -> Any:

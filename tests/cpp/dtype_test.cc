@@ -15,6 +15,12 @@
 #include "support/tensor.h"
 
 namespace capibara::test {
+
+#if defined(__aarch64__)
+using Half = __fp16;  // GCC before 13 has no _Float16 in C++ there
+#else
+using Half = _Float16;
+#endif
 namespace {
 
 constexpr uint32_t kCodes = 1 << 16;
@@ -127,14 +133,14 @@ TEST_CASE("scalar: f16 as the compiler's own type") {
   uint32_t wrong = 0;
   for (uint32_t code = 0; code < kCodes; ++code) {
     const auto bits = static_cast<uint16_t>(code);
-    _Float16 value;
+    Half value;
     std::memcpy(&value, &bits, sizeof value);
     const auto compilers = static_cast<float>(value);
     const float ours = to_f32(F16{bits});
     wrong += std::isnan(ours) ? !std::isnan(compilers) : bits_of(ours) != bits_of(compilers);
   }
   for (uint32_t bits : f32_sample<F16>()) {
-    const auto value = static_cast<_Float16>(float_of(bits));
+    const auto value = static_cast<Half>(float_of(bits));
     uint16_t compilers;
     std::memcpy(&compilers, &value, sizeof value);
     const uint16_t ours = to_f16(float_of(bits)).bits;

@@ -27,8 +27,7 @@ void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_str
 }
 
 float* data_of(const arm_compute::Tensor& tensor) {
-  return reinterpret_cast<float*>(tensor.buffer() +
-                                  tensor.info()->offset_first_element_in_bytes());
+  return reinterpret_cast<float*>(tensor.buffer() + tensor.info()->offset_first_element_in_bytes());
 }
 
 int64_t stride_of(const arm_compute::Tensor& tensor) {
@@ -51,9 +50,8 @@ Gemm::~Gemm() = default;
 std::unique_ptr<Gemm> Gemm::prepare(int64_t m, int64_t n, int64_t k, const float* b, int64_t ldb,
                                     std::string* reason) {
   static std::once_flag single_threaded;
-  std::call_once(single_threaded, [] {
-    arm_compute::Scheduler::set(arm_compute::Scheduler::Type::ST);
-  });
+  std::call_once(single_threaded,
+                 [] { arm_compute::Scheduler::set(arm_compute::Scheduler::Type::ST); });
   const auto a_info = info_of(m, k), b_info = info_of(k, n), y_info = info_of(m, n);
   // By default the weights are reshaped in the first run alone.
   const arm_compute::GEMMInfo options;

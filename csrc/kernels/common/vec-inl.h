@@ -356,6 +356,23 @@ HWY_INLINE Pair<D> store(D d, BF16* p, Pair<D> pair) {
 
 // ---------------------------------------------------------------- at an index, whole or in part
 
+#if HWY_ARCH_ARM_A64
+// Each pair of x becomes f(its index, it). Written out: compilers leave a loop over what NEON's
+// types of four registers hold as it is, and the registers in memory.
+template <class D, class F>
+HWY_INLINE void for_each_pair(Vecs<D, 8>& x, const F& f) {
+  const auto replace = [&](size_t i) CAPIBARA_INLINE {
+    const Pair<D> pair = f(i, Pair<D>{{x.v[2 * i], x.v[2 * i + 1]}});
+    x.v[2 * i] = pair.v[0];
+    x.v[2 * i + 1] = pair.v[1];
+  };
+  replace(0);
+  replace(1);
+  replace(2);
+  replace(3);
+}
+#endif
+
 template <Order order, class D, class T, size_t n>
 HWY_INLINE Vecs<D, n> load(D d, const T* p, Whole<n>) {
   Vecs<D, n> x;
@@ -363,11 +380,7 @@ HWY_INLINE Vecs<D, n> load(D d, const T* p, Whole<n>) {
   if constexpr (n == 8 && sizeof(T) == 2) {
     static_assert(order == Order::kSequential);
     const uint16x8x4_t bits = vld1q_u16_x4(&p->bits);
-    for (size_t i = 0; i < n; i += 2) {
-      const Pair<D> pair = widen(T{}, bits.val[i / 2]);
-      x.v[i] = pair.v[0];
-      x.v[i + 1] = pair.v[1];
-    }
+    for_each_pair(x, [&](size_t i, Pair<D>) CAPIBARA_INLINE { return widen(T{}, bits.val[i]); });
     return x;
   }
 #endif
@@ -406,12 +419,10 @@ HWY_INLINE Vecs<D, n> store(D d, T* p, Vecs<D, n> x, Whole<n>) {
   if constexpr (n == 8 && sizeof(T) == 2) {
     static_assert(order == Order::kSequential);
     uint16x8x4_t bits;
-    for (size_t i = 0; i < n; i += 2) {
-      bits.val[i / 2] = narrow(T{}, Pair<D>{{x.v[i], x.v[i + 1]}});
-      const Pair<D> rounded = widen(T{}, bits.val[i / 2]);
-      x.v[i] = rounded.v[0];
-      x.v[i + 1] = rounded.v[1];
-    }
+    for_each_pair(x, [&](size_t i, Pair<D> pair) CAPIBARA_INLINE {
+      bits.val[i] = narrow(T{}, pair);
+      return widen(T{}, bits.val[i]);
+    });
     vst1q_u16_x4(&p->bits, bits);
     return x;
   }
