@@ -79,7 +79,7 @@ def main() -> int:
         return 2
     if not (arguments.build / "compile_commands.json").exists():
         print(
-            f"no compile_commands.json in {arguments.build}: cmake --preset aarch64 writes it to "
+            f"no compile_commands.json in {arguments.build}: make wheel-aarch64 writes that of "
             "build/wheel-aarch64",
             file=sys.stderr,
         )
