@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--build",
         type=Path,
         default=ROOT / "build" / "aarch64",
-        help="folder with a compile_commands.json of clang for aarch64 (default: build/wheel-aarch64)",
+        help="folder with a compile_commands.json for aarch64 (default: build/wheel-aarch64)",
     )
     parser.add_argument("--op", nargs="+", choices=sorted({op for op, _ in LOOPS}))
     parser.add_argument("--loop", default="", help="only loops whose op.name contains this")
