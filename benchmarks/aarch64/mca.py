@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--build",
         type=Path,
-        default=ROOT / "build" / "aarch64",
+        default=ROOT / "build" / "wheel-aarch64",
         help="folder with a compile_commands.json for aarch64 (default: build/wheel-aarch64)",
     )
     parser.add_argument("--op", nargs="+", choices=sorted({op for op, _ in LOOPS}))

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,38 +71,37 @@ def emulated(*command: str) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: the program failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        counts = Path(folder) / "counts"
-        environment = {
-            # Nothing else: a longer environment moves the stack.
-            **{
-                key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ
-            },
-            "QEMU_PLUGIN": f"{BUILD / 'libcount_plugin.so'},out={counts},zva={ZVA_BYTES}",
-            "PYTHONPATH": f"{SITE}:{HERE.parent}",
-            "PYTHONHASHSEED": "0",
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        # Without address space randomisation: it decides how buffers are aligned.
-        started = subprocess.Popen(
-            ["setarch", "--addr-no-randomize", *command],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert started.stdout is not None
-        printed = []
-        with Progress(transient=True) as progress:
-            task = progress.add_task("counting", total=len(CASES))
-            for line in started.stdout:
-                printed.append(json.loads(line))
-                progress.update(task, completed=printed[-1].get("case", 0))
-        if started.wait():
-            raise RuntimeError(f"{' '.join(command)}: exit code {started.returncode}")
-        marks = {
-            number: values for number, *values in (map(int, line.split()) for line in counts.open())
-        }
+    # At the same place every time: counts depend on what the environment says, if only by a little.
+    counts = BUILD / "counts"
+    counts.unlink(missing_ok=True)
+    environment = {
+        # Nothing else: a longer environment moves the stack.
+        **{key: os.environ[key] for key in ("PATH", "HOME", "AARCH64_CPU") if key in os.environ},
+        "QEMU_PLUGIN": f"{BUILD / 'libcount_plugin.so'},out={counts},zva={ZVA_BYTES}",
+        "PYTHONPATH": f"{SITE}:{HERE.parent}",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    # Without address space randomisation: it decides how buffers are aligned.
+    started = subprocess.Popen(
+        ["setarch", "--addr-no-randomize", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    printed = []
+    with Progress(transient=True) as progress:
+        task = progress.add_task("counting", total=len(CASES))
+        for line in started.stdout:
+            printed.append(json.loads(line))
+            progress.update(task, completed=printed[-1].get("case", 0))
+    if started.wait():
+        raise RuntimeError(f"{' '.join(command)}: exit code {started.returncode}")
+    marks = {
+        number: values for number, *values in (map(int, line.split()) for line in counts.open())
+    }
     for one in printed[1:]:
         one["counts"] = _a_call(marks, one.pop("mark"))
     return printed

@@ -67,13 +67,16 @@ void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
   });
 }
 
+namespace {
+constexpr Addend kLinear{2 * 0.79788456f};
+}
+
 void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
   const FullF32 d;
-  static const Accumulator slopes{2 * 0.79788456f};
   const V cubic = hn::Set(d, 2 * 0.79788456f * 0.044715f);
   // (1 + tanh(u)) / 2 = sigmoid(2 u): no cancellation where tanh is near -1, and one exponential.
   for_each_element(a, begin, end, [&](auto x, auto element) CAPIBARA_INLINE {
-    const auto linear = accumulators(d, slopes, x);
+    const auto linear = addends<kLinear>(d, x);
     const auto u = map(x, linear, [&](V v, V slope) CAPIBARA_INLINE {
       return hn::Mul(v, hn::MulAdd(hn::Mul(v, v), cubic, slope));
     });

@@ -28,45 +28,54 @@ HWY_INLINE hn::Vec<D> at_most(D, hn::Vec<D> bound, hn::Vec<D> v) {
 #endif
 }
 
-// p * r + c, for all vectors.
-template <class D, size_t n>
-HWY_INLINE Vecs<D, n> horner(D d, Vecs<D, n> p, Vecs<D, n> r, float c) {
-  const auto constant = hn::Set(d, c);
-  return map(p, r, [&](auto a, auto b) CAPIBARA_INLINE { return hn::MulAdd(a, b, constant); });
-}
-
-// A constant to which products with `factor` are going to be added.
+// A constant to which products are going to be added.
 //
-// FMLA overwrites its accumulator, so the constant is needed anew each time. Copying it takes an
-// instruction and a slot of the vector pipes, which these loops wait for; on Arm it is loaded,
-// four vectors of it in one instruction, by pipes that idle.
-struct Accumulator {
-  explicit constexpr Accumulator(float value) : copies{} {
-    for (float& copy : copies) copy = value;
+// NEON's FMLA overwrites its accumulator, so the constant is needed anew each time. Copying it
+// takes an instruction and a slot of the vector pipes, which these loops wait for; on Arm it is
+// loaded, four vectors of it in one instruction, by pipes that idle.
+struct Addend {
+  explicit constexpr Addend(float constant) : value(constant), copies{} {
+    for (float& copy : copies) copy = constant;
   }
+  float value;
   alignas(16) mutable float copies[16];  // nothing writes it, but the compiler must not know
 };
-template <class D, size_t n>
-HWY_INLINE Vecs<D, n> accumulators(D d, const Accumulator& constant, const Vecs<D, n>& factor) {
+
+// `addend` for each vector of `factor`, which is going to be multiplied, and which it waits for:
+// loaded all at once, a polynomial's constants would fill the registers.
+template <const Addend& addend, class D, size_t n>
+HWY_INLINE Vecs<D, n> addends(D d, [[maybe_unused]] const Vecs<D, n>& factor) {
 #if HWY_ARCH_ARM_A64
   if constexpr (n == 4) {
-    const float32x4x4_t four = vld1q_f32_x4(after(factor, constant.copies));
+    const float32x4x4_t four = vld1q_f32_x4(after(factor, addend.copies));
     return {{hn::Vec<D>(four.val[0]), hn::Vec<D>(four.val[1]), hn::Vec<D>(four.val[2]),
              hn::Vec<D>(four.val[3])}};
   }
 #endif
-  return fill<n>(d, hn::Set(d, constant.copies[0]));
+  constexpr float value = addend.value;
+  return fill<n>(d, hn::Set(d, value));
 }
+
+// p * r + c, for all vectors.
+template <const Addend& c, class D, size_t n>
+HWY_INLINE Vecs<D, n> horner(D d, Vecs<D, n> p, Vecs<D, n> r) {
+  return map(p, r, addends<c>(d, p), [](auto a, auto b, auto constant) CAPIBARA_INLINE {
+    return hn::MulAdd(a, b, constant);
+  });
+}
+
+constexpr Addend kExp5{0.00836314637679f}, kExp4{0.0416668534185f}, kExp3{0.166665772839f},
+    kExp2{0.499999995526f}, kExp1{1.0f}, kExp0{1.0f};
 
 // e^r for |r| <= ln(2) / 2: minimax of degree 6, relative error 9.4e-9 before rounding.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_reduced(D d, Vecs<D, n> r) {
-  auto p = horner(d, fill<n>(d, hn::Set(d, 0.00139012875911f)), r, 0.00836314637679f);
-  p = horner(d, p, r, 0.0416668534185f);
-  p = horner(d, p, r, 0.166665772839f);
-  p = horner(d, p, r, 0.499999995526f);
-  p = horner(d, p, r, 1.0f);
-  return horner(d, p, r, 1.0f);
+  auto p = horner<kExp5>(d, fill<n>(d, hn::Set(d, 0.00139012875911f)), r);
+  p = horner<kExp4>(d, p, r);
+  p = horner<kExp3>(d, p, r);
+  p = horner<kExp2>(d, p, r);
+  p = horner<kExp1>(d, p, r);
+  return horner<kExp0>(d, p, r);
 }
 
 // round(x / ln(2)), a whole number.
@@ -149,16 +158,19 @@ HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
   });
 }
 
+constexpr Addend kShortExp3{0.0559180261247f}, kShortExp2{0.240247464259f},
+    kShortExp1{0.693121794421f}, kShortExp0{0.999999260588f};
+
 // e^x for a result that will be rounded to 16 bits: relative error 1.1e-5 (2.6e-6 of it the
 // polynomial's, the rest from rounding x / ln(2)), a twentieth of half a unit in f16's last place.
 // Infinity from 2^127.5 on at the latest, zero from 2^-126.5 down; NaN stays.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_for_16_bits(D d, Vecs<D, n> x) {
   const auto polynomial = [&](auto f) CAPIBARA_INLINE {  // 2^f for |f| <= 1/2
-    auto p = horner(d, fill<n>(d, hn::Set(d, 0.00957008549349f)), f, 0.0559180261247f);
-    p = horner(d, p, f, 0.240247464259f);
-    p = horner(d, p, f, 0.693121794421f);
-    return horner(d, p, f, 0.999999260588f);
+    auto p = horner<kShortExp3>(d, fill<n>(d, hn::Set(d, 0.00957008549349f)), f);
+    p = horner<kShortExp2>(d, p, f);
+    p = horner<kShortExp1>(d, p, f);
+    return horner<kShortExp0>(d, p, f);
   };
   const auto log2e = hn::Set(d, 1.44269504f);
   const auto t = map(x, [&](auto a) CAPIBARA_INLINE { return hn::Mul(a, log2e); });
@@ -202,6 +214,8 @@ HWY_INLINE Vecs<D, n> times_sigmoid(D d, Vecs<D, n> x, Vecs<D, n> y) {
 }
 
 #if HWY_ARCH_ARM_A64
+constexpr Addend kShift{12582912.0f + 127.0f};  // 1.5 2^23, and the bias of an exponent
+
 // sigmoid(y) for a result that will be rounded to 16 bits, relative error 1.3e-6; zero from
 // y = -88 down. e^-y = 2^k e^-s with |s| <= ln(2) / 2 and e^-s = (a - s) / (a + s), where a = 2 +
 // s^2 / 6 (H. Pade's approximant, its last coefficient chosen anew for the least error), gives
@@ -213,11 +227,10 @@ HWY_INLINE Vecs<D, n> sigmoid_for_16_bits(D d, Vecs<D, n> y) {
   // From 2^128, whose bits are infinity's, to 2^-127, whose are zero's.
   const auto most = hn::Set(d, 88.3f), least = hn::Set(d, -89.0f);
   y = map(y, [&](auto v) CAPIBARA_INLINE { return at_least(d, least, at_most(d, most, v)); });
-  // Adding 1.5 2^23 leaves round(-y / ln(2)) in the low bits, and the exponent's bias on top of it.
-  constexpr float kShift = 12582912.0f + 127.0f;
-  static const Accumulator shifts{kShift};
-  const auto shift = hn::Set(d, kShift), log2e = hn::Set(d, 1.44269504f);
-  const auto k = map(y, accumulators(d, shifts, y), [&](auto v, auto shifted) CAPIBARA_INLINE {
+  // The sum has round(-y / ln(2)) in its low bits, and the exponent's bias on top of it.
+  constexpr float kShifted = kShift.value;
+  const auto shift = hn::Set(d, kShifted), log2e = hn::Set(d, 1.44269504f);
+  const auto k = map(y, addends<kShift>(d, y), [&](auto v, auto shifted) CAPIBARA_INLINE {
     return hn::NegMulAdd(v, log2e, shifted);
   });
   const auto ln2 = hn::Set(d, 0.693147181f);
@@ -256,14 +269,17 @@ HWY_INLINE Vecs<D, n> sigmoid(D d, Vecs<D, n> x) {
   return times_sigmoid(d, fill<n>(d, hn::Set(d, 1.0f)), x);
 }
 
+constexpr Addend kTanh3{0.0209973589146f}, kTanh2{-0.0538509538899f}, kTanh1{0.133327700871f},
+    kTanh0{-0.333333289485f};
+
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> tanh(D d, Vecs<D, n> x) {
   // |x| <= 0.625: x + x^3 P(x^2), relative error 1.3e-7 in P, which is at most 0.13 of the result.
   const auto y = map(x, [](auto a) CAPIBARA_INLINE { return hn::Mul(a, a); });
-  auto p = horner(d, fill<n>(d, hn::Set(d, -0.00609694290882f)), y, 0.0209973589146f);
-  p = horner(d, p, y, -0.0538509538899f);
-  p = horner(d, p, y, 0.133327700871f);
-  p = horner(d, p, y, -0.333333289485f);
+  auto p = horner<kTanh3>(d, fill<n>(d, hn::Set(d, -0.00609694290882f)), y);
+  p = horner<kTanh2>(d, p, y);
+  p = horner<kTanh1>(d, p, y);
+  p = horner<kTanh0>(d, p, y);
   const auto near_zero = map(x, y, p, [](auto a, auto b, auto c) CAPIBARA_INLINE {
     return hn::MulAdd(hn::Mul(a, b), c, a);
   });
@@ -292,6 +308,10 @@ HWY_INLINE hn::Vec<D> square_residue([[maybe_unused]] D d, hn::Vec<D> z, hn::Vec
 #endif
 }
 
+constexpr Addend kErfc8{-0.12228740354f}, kErfc7{0.426710771541f}, kErfc6{-0.667151471172f},
+    kErfc5{0.418968047596f}, kErfc4{-0.0971292777665f}, kErfc3{0.225150278207f},
+    kErfc2{0.238724162532f}, kErfc1{0.282848093572f}, kErfc0{0.282064925619f};
+
 // erfc(z) for z >= 0: e^(-z^2) t P(t) with t = 1 / (1 + z / 2) (the form of C. Hastings,
 // "Approximations for Digital Computers", 1955), P minimax of degree 9, relative error 2e-8.
 template <class D, size_t n>
@@ -301,15 +321,15 @@ HWY_INLINE Vecs<D, n> erfc_nonnegative(D d, Vecs<D, n> z) {
   z = map(z, [&](auto a) CAPIBARA_INLINE { return at_most(d, most, a); });
   const auto t =
       map(z, [&](auto a) CAPIBARA_INLINE { return hn::Div(one, hn::MulAdd(a, half, one)); });
-  auto p = horner(d, fill<n>(d, hn::Set(d, 0.0121018534752f)), t, -0.12228740354f);
-  p = horner(d, p, t, 0.426710771541f);
-  p = horner(d, p, t, -0.667151471172f);
-  p = horner(d, p, t, 0.418968047596f);
-  p = horner(d, p, t, -0.0971292777665f);
-  p = horner(d, p, t, 0.225150278207f);
-  p = horner(d, p, t, 0.238724162532f);
-  p = horner(d, p, t, 0.282848093572f);
-  p = horner(d, p, t, 0.282064925619f);
+  auto p = horner<kErfc8>(d, fill<n>(d, hn::Set(d, 0.0121018534752f)), t);
+  p = horner<kErfc7>(d, p, t);
+  p = horner<kErfc6>(d, p, t);
+  p = horner<kErfc5>(d, p, t);
+  p = horner<kErfc4>(d, p, t);
+  p = horner<kErfc3>(d, p, t);
+  p = horner<kErfc2>(d, p, t);
+  p = horner<kErfc1>(d, p, t);
+  p = horner<kErfc0>(d, p, t);
   // The rounding of z^2 is up to 100 * 2^-24 in the exponent; its FMA residue restores it.
   const auto square = map(z, [](auto a) CAPIBARA_INLINE { return hn::Mul(a, a); });
   auto e = exp_nonpositive(d, map(square, [](auto a) CAPIBARA_INLINE { return hn::Neg(a); }));
