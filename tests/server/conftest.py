@@ -164,9 +164,14 @@ def wait_until(condition: Any, timeout: float, what: str) -> None:
         time.sleep(0.02)
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all have ended; whether somebody has reaped them is not ours to say."""
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+def gone(processes: list[psutil.Process], within_s: float = 5) -> bool:
+    """Whether all end in time; whether somebody has reaped them is not ours to say."""
+    deadline = time.monotonic() + within_s
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @pytest.fixture(scope="session")
