@@ -164,10 +164,17 @@ def wait_until(condition: Any, timeout: float, what: str) -> None:
         time.sleep(0.02)
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(processes: list[psutil.Process], within_s: float = 5) -> bool:
     """Whether all end in time; whether somebody has reaped them is not ours to say."""
     deadline = time.monotonic() + within_s
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+    while any(map(_runs, processes)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
