@@ -81,7 +81,7 @@ build_raw_wheel() {
   local zig define settings=()
   zig=$(python -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')
   for define in "CMAKE_TOOLCHAIN_FILE=$ROOT/cmake/zig-toolchain.cmake" CMAKE_EXPORT_COMPILE_COMMANDS=ON \
-    "CAPIBARA_ZIG=$zig" "CAPIBARA_ZIG_ARCH=$ARCH" "CAPIBARA_GLIBC=$GLIBC" "CAPIBARA_HEADERS=$HEADERS" \
+    CAPIBARA_ACL=OFF "CAPIBARA_ZIG=$zig" "CAPIBARA_ZIG_ARCH=$ARCH" "CAPIBARA_GLIBC=$GLIBC" "CAPIBARA_HEADERS=$HEADERS" \
     "Python_INCLUDE_DIR=$HEADERS/include/python$VERSION"; do
     settings+=("--config-settings=cmake.define.$define")
   done
