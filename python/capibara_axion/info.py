@@ -11,7 +11,7 @@ import platform
 import sys
 from typing import Any, NamedTuple
 
-from capibara_axion import _core, env
+from capibara_axion import _core, env, ops
 
 # Distributions whose versions matter, by the name that users know.
 _DISTRIBUTIONS = {
@@ -61,7 +61,7 @@ def collect() -> dict[str, Any]:
         },
         "operators": [dict(op) for op in _core.ops()],
         "threads": {
-            "per_call": _core.num_threads(),
+            "per_call": ops.get_num_threads(),
             "set_by": "CAPIBARA_AXION_NUM_THREADS" if env.requested_threads() else "OpenMP",
             "openmp": _core.openmp_library() or None,
         },
