@@ -33,7 +33,8 @@ def run(
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_isa_passes_the_same_tests(isa: str) -> None:
     """test_values.py begins with a test that the forced one is what runs."""
-    done = run("-m", "pytest", "-q", str(HERE / "test_values.py"), CAPIBARA_AXION_ISA=isa)
+    files = (str(HERE / name) for name in ("test_values.py", "test_every_gate.py"))
+    done = run("-m", "pytest", "-q", *files, CAPIBARA_AXION_ISA=isa)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
