@@ -32,6 +32,7 @@ BUILD = ROOT / "build/aarch64-bench"
 # The package that is counted, as scripts/wheel.sh unpacks it.
 SITE = ROOT / "build/wheel-aarch64/site"
 
+PEERS = ("torch", "NumPy", "ACL")
 COUNTERS = ("all", "simd", "loads", "stores", "bytes_loaded", "bytes_stored")
 FEW, MORE = 2, 3  # as in guest.py and acl_peers.cc
 PASSED_ON = ("PATH", "HOME", "AARCH64_CPU")
@@ -128,8 +129,8 @@ def measure(selected: list[dict[str, Any]]) -> dict[str, Any]:
         found[one.pop("case")].append(one)
     rows = []
     for index, case in enumerate(selected):
-        own = _least(found[index], lambda family: family == "ours")
-        peer = _least(found[index], lambda family: family not in ("ours", "memcpy"))
+        own = _least(found[index], "ours")
+        peer = _least(found[index], *PEERS)
         rows.append(
             case
             | {
@@ -164,8 +165,8 @@ def _first_line(*command: str) -> str:
     return done.stdout.splitlines()[0]
 
 
-def _least(contenders: list[dict[str, Any]], of_family: Any) -> dict[str, Any]:
-    matching = [one for one in contenders if of_family(one["family"])]
+def _least(contenders: list[dict[str, Any]], *families: str) -> dict[str, Any]:
+    matching = [one for one in contenders if one["family"] in families]
     return min(matching, key=lambda one: one["counts"]["all"])
 
 
@@ -181,21 +182,28 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(heading)
     for heading in ("ours", "FP+SIMD", "loads", "stores", "KB loaded", "KB stored"):
         table.add_column(heading, justify="right")
-    table.add_column("best peer", justify="right")
-    table.add_column("which")
-    table.add_column("ratio", justify="right")
+    for heading in (*PEERS, "ratio"):
+        table.add_column(heading, justify="right")
     for row in result["rows"]:
-        by_name = {f"{one['family']} {one['name']}": one["counts"] for one in row["contenders"]}
-        own, peer = by_name[f"ours {row['ours']}"], by_name[row["best_peer"]]
+        counts = {
+            family: _least(row["contenders"], family)["counts"]
+            for family in ("ours", *PEERS)
+            if any(one["family"] == family for one in row["contenders"])
+        }
+        own = counts["ours"]
         table.add_row(
             *(row["op"], row["dtype"], row["shape"]),
             *(_short(own[name]) for name in COUNTERS[:4]),
             *(f"{own[name] / 1000:.0f}" for name in COUNTERS[4:]),
-            *(_short(peer["all"]), row["best_peer"], f"{row['ratio']:.2f}"),
+            *(_short(counts[peer]["all"]) if peer in counts else "" for peer in PEERS),
+            f"{row['ratio']:.2f}",
         )
     console = machine.console()
     console.print(table)
-    console.print("ratio: the best peer's instructions divided by ours; above 1, ours needs fewer.")
+    console.print(
+        "Each has several ways to do it: the one with the fewest instructions is shown.\n"
+        "ratio: the best peer's instructions divided by ours; above 1, ours needs fewer."
+    )
 
 
 def _short(count: float) -> str:
