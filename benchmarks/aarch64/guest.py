@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-import numpy_peers  # noqa: F401  the contenders enter themselves into the registry
-import ours  # noqa: F401
-import torch_peers  # noqa: F401
+import numpy_peers  # noqa: F401  registers NumPy's contenders
+import ours  # noqa: F401  registers ours
+import torch_peers  # noqa: F401  registers torch's
 from capibara_axion import info
 from cases import Case
 from contenders import Prepared, contenders

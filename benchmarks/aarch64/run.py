@@ -34,7 +34,7 @@ SITE = ROOT / "build/wheel-aarch64/site"
 
 PEERS = ("torch", "NumPy", "ACL")
 COUNTERS = ("all", "simd", "loads", "stores", "bytes_loaded", "bytes_stored")
-FEW, MORE = 2, 3  # as in guest.py and acl_peers.cc
+MORE = 3  # calls by which the two loops of guest.py and acl_peers.cc differ
 PASSED_ON = ("PATH", "HOME", "AARCH64_CPU")
 # What DC ZVA clears on QEMU's core "max", by its DCZID_EL0.
 ZVA_BYTES = 512

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Cross-builds for aarch64 and runs under QEMU: the C++ tests and the Python kernel tests on a core
-# with bf16 and i8mm and on one with neither, the torch operators, and the wheel with NumPy alone.
+# with bf16 and i8mm and on one with neither, the torch operators, the wheel with NumPy alone; and
+# looks for the inner loops of make mca.
 set -euo pipefail
 # shellcheck source=scripts/aarch64/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -19,7 +20,7 @@ emulated_pytest() {
     -p no:cacheprovider -W 'ignore:Unknown config option' "$@"
 }
 
-run_tests() { # run_tests cpp|python|torch
+run_tests() { # run_tests cpp|python|torch|mca
   case $1 in
     cpp) ctest --preset aarch64 ;;
     # Left out: the tests of this repository's scripts, and the scalar reference as the forced ISA,
@@ -31,11 +32,16 @@ run_tests() { # run_tests cpp|python|torch
       ;;
     # inductor would have this machine's compiler make code for this machine.
     torch) TEST_TORCH_BACKEND=aot_eager emulated_pytest tests/torch ;;
+    # Natively: a marked loop that is not found fails, and llvm-mca is there by now.
+    mca)
+      "$VENV/bin/python" benchmarks/aarch64/mca.py --cpu neoverse-v2 --output "$LOGS/mca.json" &&
+        "$VENV/bin/python" -m pytest -q tests/python/test_mca_loops.py
+      ;;
   esac
 }
 
 # The output goes to a file, which is shown if something fails.
-lane() { # lane cpp|python|torch CPU
+lane() { # lane cpp|python|torch|mca CPU
   local log=$LOGS/$1-${2%%,*} start=$SECONDS outcome=passed
   AARCH64_CPU=$2 run_tests "$1" >"$log" 2>&1 || outcome=FAILED
   [ $outcome = passed ] || cat "$log"
@@ -55,7 +61,7 @@ finish_one() {
   running=$((running - 1))
 }
 # The longest first.
-for run in "torch $CORE" "python $CORE" "cpp $CORE" "cpp $OLD_CORE" "python $OLD_CORE"; do
+for run in "torch $CORE" "python $CORE" "cpp $CORE" "cpp $OLD_CORE" "python $OLD_CORE" "mca neoverse-v2"; do
   [ "$running" -lt "$(jobs)" ] || finish_one
   # shellcheck disable=SC2086 # two words
   lane $run &

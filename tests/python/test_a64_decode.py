@@ -92,7 +92,9 @@ class Counts(ctypes.Structure):
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler (cc) to compile a64_decode.h with")
+        pytest.skip(
+            "a C compiler (cc) is needed to compile a64_decode.h; apt-get install gcc has one"
+        )
     folder = tmp_path_factory.mktemp("a64")
     source, library = folder / "decode.c", folder / "decode.so"
     source.write_text(

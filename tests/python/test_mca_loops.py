@@ -192,7 +192,10 @@ def test_stores_that_move_their_pointer() -> None:
     ]
 
 
-@pytest.mark.skipif(shutil.which(llvm_mca.TOOL) is None, reason=f"needs {llvm_mca.TOOL}")
+@pytest.mark.skipif(
+    shutil.which(llvm_mca.TOOL) is None,
+    reason=f"needs {llvm_mca.TOOL}; make test-aarch64 installs and runs it",
+)
 def test_simulation() -> None:
     fmla = [f"fmla v{i}.4s, v30.4s, v31.4s" for i in range(16)]
     fcvtl = [f"fcvtl v{i}.4s, v31.4h" for i in range(4)]
