@@ -2,151 +2,11 @@
 #include "bindings/check.h"
 
 #include <cmath>
-#include <initializer_list>
-#include <limits>
+
+#include "bindings/expect.h"
 
 namespace capibara {
 namespace {
-
-[[noreturn]] void fail(const TensorView& view, const std::string& expected,
-                       const std::string& given) {
-  throw std::invalid_argument(std::string(view.name) + ": expected " + expected + ", got " + given);
-}
-
-std::string name_of(const TensorView& view) {
-  if (view.index == IndexType::kInt32) return "int32";
-  if (view.index == IndexType::kInt64) return "int64";
-  return capibara::name_of(view.dtype);
-}
-
-void expect_dims(const TensorView& view, int least) {
-  if (view.dims < least) {
-    fail(view, "at least " + std::to_string(least) + " dimension(s)", "shape " + view.shape_text());
-  }
-}
-
-void expect_value_type(const TensorView& view) {
-  if (view.index == IndexType::kNone) return;
-  throw TypeMismatch(std::string(view.name) + ": expected float32, float16 or bfloat16, got " +
-                     name_of(view));
-}
-
-void expect_dtype_of(const TensorView& view, const TensorView& model) {
-  expect_value_type(view);
-  if (view.dtype == model.dtype) return;
-  throw TypeMismatch(std::string(view.name) + ": expected the dtype of " + model.name + ", " +
-                     name_of(model) + ", got " + name_of(view));
-}
-
-void expect_dtype_or_f32(const TensorView& view, const TensorView& model) {
-  expect_value_type(view);
-  if (view.dtype != DType::kF32) expect_dtype_of(view, model);
-}
-
-void expect_shape_of(const TensorView& view, const TensorView& model) {
-  bool same = view.dims == model.dims;
-  for (int i = 0; same && i < view.dims; ++i) same = view.shape[i] == model.shape[i];
-  if (!same) {
-    fail(view, std::string("the shape of ") + model.name + ", " + model.shape_text(),
-         view.shape_text());
-  }
-}
-
-// Some byte belongs to elements of both. Exact for rows at one stride, as columns of a wider
-// tensor have; otherwise two extents that touch count as an overlap.
-bool overlaps(const TensorView& a, const TensorView& b) {
-  if (a.numel() == 0 || b.numel() == 0) return false;
-  const auto extent = [](const TensorView& view) {
-    int64_t low = 0, high = 1;
-    for (int i = 0; i < view.dims; ++i) {
-      const int64_t reach = (view.shape[i] - 1) * view.strides[i];
-      (reach < 0 ? low : high) += reach;
-    }
-    const auto size = static_cast<int64_t>(view.element_size());
-    const auto base = reinterpret_cast<intptr_t>(view.data);
-    return std::pair<int64_t, int64_t>(base + low * size, base + high * size);
-  };
-  const auto [a_low, a_high] = extent(a);
-  const auto [b_low, b_high] = extent(b);
-  if (a_high <= b_low || b_high <= a_low) return false;
-  if (a.dims == 2 && b.dims == 2 && a.strides[0] == b.strides[0] && a.strides[0] > 0) {
-    const int64_t size = static_cast<int64_t>(a.element_size()), period = a.strides[0] * size;
-    const int64_t shift = ((b_low - a_low) % period + period) % period;
-    return shift < a.last() * size || period - shift < b.last() * size;
-  }
-  return true;
-}
-
-bool same_layout(const TensorView& a, const TensorView& b) {
-  if (a.data != b.data || a.dims != b.dims) return false;
-  for (int i = 0; i < a.dims; ++i) {
-    if (a.shape[i] > 1 && a.strides[i] != b.strides[i]) return false;
-  }
-  return true;
-}
-
-void expect_writable(const TensorView& view) {
-  if (view.numel() == 0) return;
-  if (!view.writable) fail(view, "a writable array", "a read-only one");
-  for (int i = 0; i < view.dims; ++i) {
-    if (view.shape[i] > 1 && view.strides[i] == 0) {
-      fail(view, "elements that do not overlap", "a broadcast array");
-    }
-  }
-}
-
-// out may be the input itself, element for element, or lie apart from it.
-void expect_no_partial_overlap(const TensorView& out, const TensorView& input) {
-  if (!same_layout(out, input) && overlaps(out, input)) {
-    fail(out, std::string("memory apart from ") + input.name + ", or the same elements",
-         "a partial overlap");
-  }
-}
-
-struct Layout {
-  RowShape shape;
-  Rows rows[4];
-};
-
-// The leading dimensions of views of one shape (except for the last), merged wherever the strides
-// of all allow it.
-Layout merge_rows(std::initializer_list<const TensorView*> views) {
-  struct Level {
-    int64_t size, strides[4];
-  };
-  Level levels[kMaxDims];
-  int count = 0;
-  const TensorView& model = **views.begin();
-  if (model.numel() == 0) return {{0, 1}, {}};
-  for (int i = 0; i < model.dims - 1; ++i) {
-    if (model.shape[i] == 1) continue;
-    Level level{model.shape[i], {}};
-    int v = 0;
-    for (const TensorView* view : views) level.strides[v++] = view->strides[i];
-    bool merges = count > 0;
-    for (int j = 0; merges && j < v; ++j) {
-      merges = levels[count - 1].strides[j] == level.strides[j] * level.size;
-    }
-    if (merges) {
-      level.size *= levels[count - 1].size;
-      levels[count - 1] = level;
-    } else {
-      levels[count++] = level;
-    }
-  }
-  if (count > 2) throw NeedsCopy{};
-  Layout layout{{1, 1}, {}};
-  int v = 0;
-  for (const TensorView* view : views) {
-    layout.rows[v].data = view->data;
-    if (count == 2) layout.rows[v].outer_stride = levels[0].strides[v];
-    if (count >= 1) layout.rows[v].inner_stride = levels[count - 1].strides[v];
-    ++v;
-  }
-  if (count == 2) layout.shape.outer = levels[0].size;
-  if (count >= 1) layout.shape.inner = levels[count - 1].size;
-  return layout;
-}
 
 // Finite as the float that the kernels take it as.
 float check_finite(const char* name, double value) {
@@ -160,12 +20,6 @@ float check_eps(double eps) {
   if (eps >= 0.0) return check_finite("eps", eps);
   throw std::invalid_argument("eps: expected a number that is not negative, got " +
                               std::to_string(eps));
-}
-
-void expect_apart(const TensorView& view, const TensorView& other) {
-  if (overlaps(view, other)) {
-    fail(view, std::string("memory apart from ") + other.name, "an overlap");
-  }
 }
 
 // Returns the number of weight rows.
@@ -186,33 +40,6 @@ int64_t check_weight(const TensorView& weight, const TensorView& x, bool heads) 
 
 }  // namespace
 
-bool TensorView::contiguous() const {
-  int64_t expected = 1;
-  for (int i = dims - 1; i >= 0; --i) {
-    if (shape[i] > 1 && strides[i] != expected) return false;
-    expected *= shape[i];
-  }
-  return true;
-}
-
-std::string TensorView::shape_text() const {
-  std::string text = "[";
-  for (int i = 0; i < dims; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
-bool check_readable(const TensorView& view, bool writes) {
-  if (writes) expect_writable(view);
-  if (view.numel() == 0) return true;
-  if (view.rows_contiguous() && view.aligned()) return true;
-  if (writes) {
-    fail(view, "a last dimension of stride 1, aligned to its elements",
-         view.aligned() ? "stride " + std::to_string(view.strides[view.dims - 1])
-                        : std::string("a misaligned array"));
-  }
-  return false;
-}
-
 NormCall check_norm(const TensorView& x, const TensorView& weight, double eps, const TensorView& y,
                     bool heads) {
   expect_dims(x, 1);
@@ -222,7 +49,7 @@ NormCall check_norm(const TensorView& x, const TensorView& weight, double eps, c
   expect_shape_of(y, x);
   expect_no_partial_overlap(y, x);
   expect_apart(y, weight);
-  const Layout layout = merge_rows({&x, &y});
+  const RowLayout layout = merge_rows({&x, &y});
   return {x.dtype,        weight.dtype, layout.shape, x.last(),    layout.rows[0],
           layout.rows[1], {},           weight.data,  weight_rows, check_eps(eps)};
 }
@@ -237,7 +64,7 @@ NormCall check_fused_add_norm(const TensorView& x, const TensorView& residual,
   const int64_t weight_rows = check_weight(weight, x, false);
   expect_apart(weight, x);
   expect_apart(weight, residual);
-  const Layout layout = merge_rows({&x, &residual});
+  const RowLayout layout = merge_rows({&x, &residual});
   return {x.dtype,        weight.dtype,   layout.shape, x.last(),    layout.rows[0],
           layout.rows[0], layout.rows[1], weight.data,  weight_rows, check_eps(eps)};
 }
@@ -250,11 +77,11 @@ SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* l
   expect_dtype_of(y, x);
   expect_shape_of(y, x);
   expect_no_partial_overlap(y, x);
-  const Layout layout = merge_rows({&x, &y});
+  const RowLayout layout = merge_rows({&x, &y});
   const int32_t* values = nullptr;
   if (lengths) {
     if (lengths->index != IndexType::kInt32) {
-      throw TypeMismatch(std::string("lengths: expected int32, got ") + name_of(*lengths));
+      throw TypeMismatch(std::string("lengths: expected int32, got ") + type_name_of(*lengths));
     }
     bool same = lengths->dims == x.dims - 1;
     for (int i = 0; same && i < lengths->dims; ++i) same = lengths->shape[i] == x.shape[i];
@@ -301,7 +128,7 @@ GatedCall check_gated(const TensorView& gate, const TensorView* up, const Tensor
   } else if (up) {
     expect_no_partial_overlap(y, same_layout(y, first) ? second : first);
   }
-  const Layout layout = merge_rows({&first, &second, &y});
+  const RowLayout layout = merge_rows({&first, &second, &y});
   return {gate.dtype, layout.shape, cols, layout.rows[0], layout.rows[1], layout.rows[2]};
 }
 
@@ -351,8 +178,8 @@ RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& 
     throw std::invalid_argument("head_dim: expected a positive number, got " +
                                 std::to_string(head_dim));
   }
-  if (positions.index == IndexType::kNone) {
-    throw TypeMismatch("positions: expected int64 or int32, got " + name_of(positions));
+  if (positions.index != IndexType::kInt32 && positions.index != IndexType::kInt64) {
+    throw TypeMismatch("positions: expected int64 or int32, got " + type_name_of(positions));
   }
   if (positions.dims != 1) fail(positions, "shape [tokens]", positions.shape_text());
   if (cache.dims != 2) fail(cache, "shape [max_position, rotary_dim]", cache.shape_text());

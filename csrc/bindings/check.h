@@ -8,10 +8,6 @@
 
 namespace capibara {
 
-// The rows of an argument lie at more than two nested strides: an input is copied and checked
-// again; `out` and arguments that are changed in place are refused.
-struct NeedsCopy {};
-
 // `heads`: weight may be [heads, cols], one row for each index of x's second to last dimension.
 NormCall check_norm(const TensorView& x, const TensorView& weight, double eps, const TensorView& y,
                     bool heads);
@@ -29,9 +25,5 @@ RopeArgs check_rope(const TensorView& q, const TensorView* k, const TensorView& 
 
 // Shape of the result of a gated activation: gate's, or half of its last dimension where packed.
 int64_t gated_cols(const TensorView& gate, bool packed);
-
-// A view that a kernel can read: a value type, contiguous and aligned rows. Throws otherwise for a
-// tensor that is written (`writes`); returns false for one that may be copied instead.
-bool check_readable(const TensorView& view, bool writes);
 
 }  // namespace capibara

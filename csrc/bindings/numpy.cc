@@ -2,8 +2,7 @@
 // The operators on NumPy arrays.
 #include "bindings/numpy.h"
 
-#include <pybind11/numpy.h>
-
+#include "bindings/numpy_backend.h"
 #include "bindings/operators.h"
 
 namespace py = pybind11;
@@ -22,16 +21,22 @@ bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
+}  // namespace
+
 std::string type_name(const py::handle& value) {
   return py::str(py::type::handle_of(value).attr("__name__"));
 }
 
-// The first argument decides between NumPy and torch, the others follow it.
-py::array as_array(const py::handle& value, const char* name, bool first = false) {
+py::array as_array(const py::handle& value, const char* name, bool first) {
   if (py::isinstance<py::array>(value)) return py::reinterpret_borrow<py::array>(value);
   throw TypeMismatch(std::string(name) + ": expected a NumPy array" +
                      (first ? " or a torch tensor" : ", as the first argument is") + ", got " +
                      type_name(value));
+}
+
+std::optional<py::array> optional_array(const py::object& value, const char* name) {
+  if (value.is_none()) return std::nullopt;
+  return as_array(value, name);
 }
 
 double as_double(const py::handle& value, const char* name) {
@@ -41,7 +46,7 @@ double as_double(const py::handle& value, const char* name) {
   throw TypeMismatch(std::string(name) + ": expected a number, got " + type_name(value));
 }
 
-TensorView numpy_view(const py::array& array, const char* name) {
+TensorView NumPyBackend::view_of(const py::array& array, const char* name) {
   TensorView view = {};
   view.name = name;
   view.whole_strides = true;
@@ -58,6 +63,8 @@ TensorView numpy_view(const py::array& array, const char* name) {
     view.index = IndexType::kInt32;
   } else if (native && dtype.kind() == 'i' && dtype.itemsize() == 8) {
     view.index = IndexType::kInt64;
+  } else if (dtype.kind() == 'u' && dtype.itemsize() == 1) {
+    view.index = IndexType::kUInt8;
   } else {
     throw TypeMismatch(std::string(name) + ": expected float32, float16 or bfloat16, got " +
                        py::str(dtype).cast<std::string>());
@@ -80,29 +87,19 @@ TensorView numpy_view(const py::array& array, const char* name) {
   return view;
 }
 
-struct NumPyBackend {
-  using Array = py::array;
-  using Unlocked = py::gil_scoped_release;
+py::array NumPyBackend::empty(const py::array& array, const TensorView& view, int64_t cols) {
+  std::vector<py::ssize_t> shape(view.shape, view.shape + view.dims);
+  if (!shape.empty()) shape.back() = cols;
+  return py::array(array.dtype(), shape);
+}
 
-  static TensorView view_of(const py::array& array, const char* name) {
-    return numpy_view(array, name);
-  }
-  static py::array empty(const py::array& array, const TensorView& view, int64_t cols) {
-    std::vector<py::ssize_t> shape(view.shape, view.shape + view.dims);
-    if (!shape.empty()) shape.back() = cols;
-    return py::array(array.dtype(), shape);
-  }
-  static py::array contiguous_copy(const py::array& array, const TensorView&) {
-    return array.attr("copy")("C");
-  }
-};
+py::array NumPyBackend::contiguous_copy(const py::array& array, const TensorView&) {
+  return array.attr("copy")("C");
+}
+
+namespace {
 
 using B = NumPyBackend;
-
-std::optional<py::array> optional_array(const py::object& value, const char* name) {
-  if (value.is_none()) return std::nullopt;
-  return as_array(value, name);
-}
 
 template <NormDriver driver, bool heads>
 py::array norm_numpy(const py::object& x, const py::object& weight, const py::object& eps,
@@ -140,6 +137,7 @@ void rope_numpy(const py::object& q, const py::object& k, const py::object& cos_
 
 void bind_numpy(py::module_& m) {
   using py::arg;
+  bind_numpy_gemm(m);
   m.def("rms_norm", &norm_numpy<rms_norm, false>, arg("x"), arg("weight"), arg("eps"), arg("out"));
   m.def("layer_norm", &norm_numpy<layer_norm, true>, arg("x"), arg("weight"), arg("eps"),
         arg("out"));

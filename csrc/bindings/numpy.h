@@ -6,5 +6,6 @@
 namespace capibara {
 
 void bind_numpy(pybind11::module_& m);
+void bind_numpy_gemm(pybind11::module_& m);
 
 }  // namespace capibara

@@ -12,8 +12,12 @@
 #include <utility>
 
 #include "bindings/check.h"
+#include "bindings/expect.h"
 
 namespace capibara {
+
+inline bool rows_readable(const TensorView& view) { return check_readable(view, false); }
+inline void expect_rows_writable(const TensorView& view) { check_readable(view, true); }
 
 // An argument that is only read: copied if the kernels cannot follow its strides.
 template <class B>
@@ -21,9 +25,10 @@ struct Input {
   typename B::Array array;
   TensorView view;
 
-  Input(typename B::Array given, const char* name)
+  Input(typename B::Array given, const char* name,
+        bool (*readable)(const TensorView&) = rows_readable)
       : array(std::move(given)), view(B::view_of(array, name)) {
-    if (!check_readable(view, false)) copy();
+    if (!readable(view)) copy();
   }
   void copy() {
     array = B::contiguous_copy(array, view);
@@ -41,9 +46,10 @@ struct Target {
   typename B::Array array;
   TensorView view;
 
-  Target(typename B::Array given, const char* name)
+  Target(typename B::Array given, const char* name,
+         void (*expect)(const TensorView&) = expect_rows_writable)
       : array(std::move(given)), view(B::view_of(array, name)) {
-    check_readable(view, true);
+    expect(view);
   }
 };
 
@@ -56,10 +62,14 @@ Target<B> result(std::optional<typename B::Array> out, const Input<B>& like, int
 
 inline int64_t cols_of(const TensorView& view) { return view.dims ? view.last() : 1; }
 
+constexpr const char kOneStride[] = "rows at one stride";
+constexpr const char kTwoStrides[] = "rows at one stride or two nested ones";
+
 // Runs check(), and once more with the inputs copied if their strides are too deeply nested.
+// layout: what it expects of what is written.
 template <class B, class Check>
-auto check_or_copy(const char* written, std::initializer_list<Input<B>*> inputs, const Check& check)
-    -> decltype(check()) {
+auto check_or_copy(const char* written, std::initializer_list<Input<B>*> inputs, const Check& check,
+                   const char* layout = kTwoStrides) -> decltype(check()) {
   try {
     return check();
   } catch (const NeedsCopy&) {
@@ -68,8 +78,7 @@ auto check_or_copy(const char* written, std::initializer_list<Input<B>*> inputs,
   try {
     return check();
   } catch (const NeedsCopy&) {
-    throw std::invalid_argument(std::string(written) +
-                                ": expected rows at one stride or two nested ones, got more");
+    throw std::invalid_argument(std::string(written) + ": expected " + layout + ", got more");
   }
 }
 

@@ -17,14 +17,14 @@ struct TypeMismatch : std::invalid_argument {
 
 constexpr int kMaxDims = 8;
 
-// Element types that are indices, not values.
-enum class IndexType : uint8_t { kNone, kInt32, kInt64 };
+// Element types that are no values: indices, and the bytes of packed weights.
+enum class IndexType : uint8_t { kNone, kInt32, kInt64, kUInt8 };
 
 struct TensorView {
   const char* name;  // the argument's, for error messages
   void* data;
   DType dtype;      // if index == kNone
-  IndexType index;  // of positions and lengths
+  IndexType index;  // of positions, lengths and packed weights
   int dims;
   int64_t shape[kMaxDims];
   int64_t strides[kMaxDims];  // in elements
@@ -39,7 +39,7 @@ struct TensorView {
   }
   size_t element_size() const {
     if (index == IndexType::kNone) return size_of(dtype);
-    return index == IndexType::kInt64 ? 8 : 4;
+    return index == IndexType::kInt64 ? 8 : index == IndexType::kInt32 ? 4 : 1;
   }
   // Elements of a row follow one another.
   bool rows_contiguous() const { return dims == 0 || last() <= 1 || strides[dims - 1] == 1; }

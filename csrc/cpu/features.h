@@ -14,6 +14,7 @@ namespace capibara {
   X(kNeon, "neon")                                                                        \
   X(kAes, "aes")                                                                          \
   X(kFp16, "fp16")                                                                        \
+  X(kFp16Fml, "fp16fml")                                                                  \
   X(kDotProd, "dotprod")                                                                  \
   X(kBf16, "bf16")                                                                        \
   X(kI8mm, "i8mm")                                                                        \

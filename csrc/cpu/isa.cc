@@ -44,13 +44,26 @@ const std::vector<IsaInfo>& built_isas() {
        "avx512",
        "512-bit AVX-512 F/BW/CD/DQ/VL (x86-64-v4)",
        {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512}},
+      {Isa::avx512_vnni,
+       "avx512_vnni",
+       "AVX-512 with dot products of bytes (matrix tiles)",
+       {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512, F::kAvx512Vnni}},
+      {Isa::avx512_bf16,
+       "avx512_bf16",
+       "AVX-512 with dot products of bytes and of bf16 (matrix tiles)",
+       {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512, F::kAvx512Vnni,
+        F::kAvx512Bf16}},
 #elif defined(__aarch64__)
       {Isa::neon, "neon", "128-bit NEON (Armv8-A)", {F::kNeon, F::kAes}},
+      {Isa::neon_dotprod,
+       "neon_dotprod",
+       "NEON with dot products of bytes (matrix tiles)",
+       {F::kNeon, F::kAes, F::kDotProd}},
 #if !defined(CAPIBARA_WITHOUT_BF16)
       {Isa::neon_bf16,
        "neon_bf16",
-       "128-bit NEON with BF16 conversions (Armv8.6-A)",
-       {F::kNeon, F::kAes, F::kBf16}},
+       "128-bit NEON with BF16, I8MM and FP16FML (Armv8.6-A)",
+       {F::kNeon, F::kAes, F::kDotProd, F::kFp16Fml, F::kBf16, F::kI8mm}},
 #endif
 #endif
   };

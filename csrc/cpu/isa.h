@@ -9,15 +9,23 @@
 #include "cpu/features.h"
 
 // X(isa, argument) for the per-ISA namespaces of this architecture, from the least to the most
-// capable. The flags of each are in cmake/isa_flags.cmake, which lists the same names.
+// capable. The flags of each are in cmake/isa_flags.cmake, which lists the same names. The vector
+// kernels are compiled for CAPIBARA_FOR_EACH_ISA; those of CAPIBARA_FOR_EACH_TILE_ISA have matrix
+// tiles besides, or nothing else.
 #if defined(__x86_64__)
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(sse4, argument) X(avx2, argument) X(avx512, argument)
+#define CAPIBARA_FOR_EACH_TILE_ISA(X, argument) \
+  CAPIBARA_FOR_EACH_ISA(X, argument) X(avx512_vnni, argument) X(avx512_bf16, argument)
 #elif defined(__aarch64__) && defined(CAPIBARA_WITHOUT_BF16)  // see cmake/bf16_constants.cmake
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(neon, argument)
+#define CAPIBARA_FOR_EACH_TILE_ISA(X, argument) X(neon, argument) X(neon_dotprod, argument)
 #elif defined(__aarch64__)
 #define CAPIBARA_FOR_EACH_ISA(X, argument) X(neon, argument) X(neon_bf16, argument)
+#define CAPIBARA_FOR_EACH_TILE_ISA(X, argument) \
+  X(neon, argument) X(neon_dotprod, argument) X(neon_bf16, argument)
 #else
 #define CAPIBARA_FOR_EACH_ISA(X, argument)
+#define CAPIBARA_FOR_EACH_TILE_ISA(X, argument)
 #endif
 
 namespace capibara {
@@ -26,7 +34,7 @@ namespace capibara {
 enum class Isa : uint8_t {
   scalar,
 #define CAPIBARA_ENUMERATOR(isa, argument) isa,
-  CAPIBARA_FOR_EACH_ISA(CAPIBARA_ENUMERATOR, )
+  CAPIBARA_FOR_EACH_TILE_ISA(CAPIBARA_ENUMERATOR, )
 #undef CAPIBARA_ENUMERATOR
 };
 

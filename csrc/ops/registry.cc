@@ -2,6 +2,7 @@
 #include "ops/registry.h"
 
 #include "kernels/gated/gated.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/softmax/softmax.h"
@@ -28,6 +29,10 @@ std::vector<OpInfo> list_ops() {
       describe("silu_and_mul", silu_and_mul_kernels()),
       describe("gelu_and_mul", gelu_and_mul_kernels()),
       describe("gelu_tanh_and_mul", gelu_tanh_and_mul_kernels()),
+      describe("gemm_f32", gemm_kernels(GemmType::kF32)),
+      describe("gemm_bf16", gemm_kernels(GemmType::kBF16)),
+      describe("gemm_f16", gemm_kernels(GemmType::kF16)),
+      describe("gemm_int8", gemm_kernels(GemmType::kInt8)),
   };
 }
 

@@ -21,8 +21,12 @@ enum class Op : uint8_t {
   silu_and_mul,
   gelu_and_mul,
   gelu_tanh_and_mul,
+  gemm_f32,  // in the order of GemmType
+  gemm_bf16,
+  gemm_f16,
+  gemm_int8,
 };
-constexpr int kOps = 8;
+constexpr int kOps = 12;
 
 struct OpInfo {
   const char* name;

@@ -2,9 +2,25 @@
 // Names an inner loop, for benchmarks/aarch64/mca.py to find what became of it in the assembly.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "base/dtype.h"
+
+namespace capibara {
+
+// The element types' numbers in a mark: DType's, and one more for the 8-bit integers, of which
+// there are no tensors.
+template <class T>
+constexpr int loop_type() {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    return 3;
+  } else {
+    return static_cast<int>(DTypeOf<T>::value);
+  }
+}
+
+}  // namespace capibara
 
 // Stands first in a loop's body; all arguments are constants:
 //
@@ -21,5 +37,5 @@
 #define CAPIBARA_LOOP_VARIANT(name, T, work, variant)                   \
   [[maybe_unused]] int capibara_loop_##name =                           \
       10000 * static_cast<int>(variant) + 10 * static_cast<int>(work) + \
-      static_cast<int>(::capibara::DTypeOf<std::decay_t<T>>::value)
+      ::capibara::loop_type<std::decay_t<T>>()
 #define CAPIBARA_LOOP(name, T, work) CAPIBARA_LOOP_VARIANT(name, T, work, 0)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
-
 #include "kernels/gated/gated.h"
+#include "kernels/math/activation.h"
 
 namespace capibara::scalar {
 namespace {
@@ -24,19 +23,15 @@ void for_each_element(const GatedArgs& a, int64_t begin, int64_t end, const F& a
 }  // namespace
 
 void silu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  for_each_element(a, begin, end, [](float x) { return x / (1.0f + std::exp(-x)); });
+  for_each_element(a, begin, end, silu);
 }
 
 void gelu_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  // 1 + erf(x / sqrt(2)) by erfc, which keeps its digits in the lower tail.
-  for_each_element(a, begin, end, [](float x) { return 0.5f * x * std::erfc(x * -0.70710678f); });
+  for_each_element(a, begin, end, gelu);
 }
 
 void gelu_tanh_and_mul(const GatedArgs& a, int64_t begin, int64_t end) noexcept {
-  // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), which keeps its digits where tanh is near -1.
-  for_each_element(a, begin, end, [](float x) {
-    return x / (1.0f + std::exp(-2 * 0.79788456f * (x + 0.044715f * x * x * x)));
-  });
+  for_each_element(a, begin, end, gelu_tanh);
 }
 
 }  // namespace capibara::scalar

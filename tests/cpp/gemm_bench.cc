@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// How close the matrix tiles come to what bounds them, on one thread:
+//   the full tile, panels in the caches: percent of the multiplications a second that the ISA's
+//   instruction reaches in a loop that touches nothing but registers;
+//   one row, panels of B from memory: GB/s, and percent of a loop that only loads them.
+// Panels of B make up 33 MiB, or argv[1] MiB. Each is measured by turns with its bound, and the
+// least time of many counts: what else the machine does only adds to it.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+
+#include "kernels/gemm/gemm.h"
+#include "support/timing.h"
+
+namespace capibara::test {
+namespace {
+
+// NAME(n, p): n times `body`, for each of the registers \r, which start as `start` says; p is what
+// %1 stands for.
+#define CAPIBARA_ASM_LOOP(name, registers, start, body, advance, end)                          \
+  void name(int64_t n, const void* p) {                                                        \
+    __asm__ volatile(".irp r," registers "\n" start "\n.endr\n1:\n.irp r," registers "\n" body \
+                     "\n.endr\n" advance "\n" end                                              \
+                     : "+r"(n), "+r"(p)::CAPIBARA_CLOBBERED, "cc", "memory");                  \
+  }
+#define CAPIBARA_8 "0,1,2,3,4,5,6,7"
+#define CAPIBARA_12 CAPIBARA_8 ",8,9,10,11"
+#define CAPIBARA_24 CAPIBARA_12 ",12,13,14,15,16,17,18,19,20,21,22,23"
+
+using Loop = void(int64_t n, const void* p);
+struct Peak {
+  std::string_view type, isa;
+  Loop* loop;
+  int64_t products;  // of one n
+};
+
+#if defined(__x86_64__)
+// Not xmm16 and up: code without AVX-512 does not use them.
+#define CAPIBARA_CLOBBERED                                                                 \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+      "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+#define CAPIBARA_NEXT "dec %0\n jnz 1b"
+#define CAPIBARA_SSE(name, move, multiply, add)                                             \
+  CAPIBARA_ASM_LOOP(                                                                        \
+      name, CAPIBARA_8, "movups (%1),%%xmm12\n movups (%1),%%xmm13\n movups (%1),%%xmm\\r", \
+      move " %%xmm12,%%xmm14\n" multiply " %%xmm13,%%xmm14\n" add " %%xmm14,%%xmm\\r",      \
+      CAPIBARA_NEXT, "")
+#define CAPIBARA_AVX(name, registers, v, a, b, body)                                             \
+  CAPIBARA_ASM_LOOP(name, registers,                                                             \
+                    "vmovups (%1),%%" v a "\n vmovups (%1),%%" v b "\n vmovups (%1),%%" v "\\r", \
+                    body, CAPIBARA_NEXT, "vzeroupper")
+#define CAPIBARA_YMM(name, body) CAPIBARA_AVX(name, CAPIBARA_12, "ymm", "12", "13", body)
+#define CAPIBARA_ZMM(name, body) CAPIBARA_AVX(name, CAPIBARA_24, "zmm", "24", "25", body)
+
+CAPIBARA_SSE(sse_f32, "movaps", "mulps", "addps")
+CAPIBARA_SSE(sse_int8, "movdqa", "pmaddwd", "paddd")
+CAPIBARA_YMM(avx2_f32, "vfmadd231ps %%ymm12,%%ymm13,%%ymm\\r")
+CAPIBARA_YMM(avx2_int8, "vpmaddwd %%ymm12,%%ymm13,%%ymm14\n vpaddd %%ymm14,%%ymm\\r,%%ymm\\r")
+CAPIBARA_ZMM(avx512_f32, "vfmadd231ps %%zmm24,%%zmm25,%%zmm\\r")
+CAPIBARA_ZMM(avx512_int8, "vpmaddwd %%zmm24,%%zmm25,%%zmm26\n vpaddd %%zmm26,%%zmm\\r,%%zmm\\r")
+CAPIBARA_ZMM(avx512_bf16, "vdpbf16ps %%zmm24,%%zmm25,%%zmm\\r")
+CAPIBARA_ZMM(avx512_vnni, "vpdpbusd %%zmm24,%%zmm25,%%zmm\\r")
+
+constexpr Peak kPeaks[] = {
+    {"f32", "sse4", sse_f32, 8 * 4},
+    {"f32", "avx2", avx2_f32, 12 * 8},
+    {"f32", "avx512", avx512_f32, 24 * 16},
+    {"int8", "sse4", sse_int8, 8 * 8},
+    {"int8", "avx2", avx2_int8, 12 * 16},
+    {"int8", "avx512", avx512_int8, 24 * 32},
+    {"bf16", "avx512_bf16", avx512_bf16, 24 * 32},
+    {"int8", "avx512_vnni", avx512_vnni, 24 * 64},
+};
+
+// Loads of 512 bytes.
+CAPIBARA_ASM_LOOP(read_zmm, CAPIBARA_8, "", "vmovups 64*\\r(%1),%%zmm\\r",
+                  "add $512,%1\n" CAPIBARA_NEXT, "vzeroupper")
+CAPIBARA_ASM_LOOP(read_xmm, CAPIBARA_8, "",
+                  "movups 64*\\r(%1),%%xmm0\n movups 64*\\r+16(%1),%%xmm1\n"
+                  "movups 64*\\r+32(%1),%%xmm2\n movups 64*\\r+48(%1),%%xmm3",
+                  "add $512,%1\n" CAPIBARA_NEXT, "")
+Loop* read_loop() { return runs_here(Isa::avx512) ? read_zmm : read_xmm; }
+#else
+#define CAPIBARA_CLOBBERED                                                                       \
+  "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", \
+      "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25"
+#define CAPIBARA_NEXT "subs %0,%0,#1\n b.ne 1b"
+#define CAPIBARA_NEON(name, body)                                                                  \
+  CAPIBARA_ASM_LOOP(name, CAPIBARA_24,                                                             \
+                    ".arch armv8.6-a+fp16fml\n ldr q24,[%1]\n ldr q25,[%1]\n ldr q\\r,[%1]", body, \
+                    CAPIBARA_NEXT, "")
+
+CAPIBARA_NEON(neon_fmla, "fmla v\\r.4s,v24.4s,v25.4s")
+CAPIBARA_NEON(neon_fmlal, "fmlal v\\r.4s,v24.4h,v25.4h")
+CAPIBARA_NEON(neon_bfmmla, "bfmmla v\\r.4s,v24.8h,v25.8h")
+CAPIBARA_NEON(neon_sdot, "sdot v\\r.4s,v24.16b,v25.16b")
+CAPIBARA_NEON(neon_smmla, "smmla v\\r.4s,v24.16b,v25.16b")
+
+constexpr Peak kPeaks[] = {
+    {"f32", "neon", neon_fmla, 24 * 4},         {"bf16", "neon_bf16", neon_bfmmla, 24 * 16},
+    {"f16", "neon_bf16", neon_fmlal, 24 * 4},   {"int8", "neon_dotprod", neon_sdot, 24 * 16},
+    {"int8", "neon_bf16", neon_smmla, 24 * 32},
+};
+
+CAPIBARA_ASM_LOOP(read_q, CAPIBARA_8, "", "ldp q0,q1,[%1,64*\\r]\n ldp q2,q3,[%1,64*\\r+32]",
+                  "add %1,%1,#512\n" CAPIBARA_NEXT, "")
+Loop* read_loop() { return read_q; }
+#endif
+
+// The instruction of the kernel's own, or else the multiply-add of f32; null if unknown.
+const Peak* peak_of(GemmType type, Isa isa) {
+  for (std::string_view of : {std::string_view(name_of(type)), std::string_view("f32")}) {
+    for (const Peak& peak : kPeaks) {
+      if (peak.type == of && peak.isa == info_of(isa).name) return &peak;
+    }
+    if (type == GemmType::kInt8) break;
+  }
+  return nullptr;
+}
+
+struct Times {
+  double a, b;
+};
+// The least microseconds of either, measured by turns.
+template <class A, class B>
+Times least_us(int turns, const A& a, const B& b) {
+  Times least = {1e30, 1e30};
+  for (int i = 0; i < turns; ++i) {
+    const double start = microseconds_now();
+    a();
+    const double between = microseconds_now();
+    b();
+    least.a = std::min(least.a, between - start);
+    least.b = std::min(least.b, microseconds_now() - between);
+  }
+  return least;
+}
+
+void* allocate(size_t bytes) {
+  constexpr size_t kHugePage = size_t{1} << 21;
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* p = std::aligned_alloc(kHugePage, rounded);
+  if (!p) std::abort();
+  madvise(p, rounded, MADV_HUGEPAGE);
+  std::memset(p, 0x3c, rounded);  // small numbers in every type
+  return p;
+}
+
+struct Buffers {
+  size_t b_bytes;
+  void *a, *b, *c;
+};
+
+void print_kernel(GemmType type, const Kernel<const GemmKernel>& kernel, const Buffers& buffers) {
+  const GemmKernel& gemm = *kernel.run;
+  std::printf("%-5s %-12s %2d x %2d", name_of(type), info_of(kernel.isa).name, gemm.rows,
+              gemm.cols);
+  const Peak* peak = peak_of(type, kernel.isa);
+  for (int64_t k : {256, 512, 1024}) {
+    constexpr int kRepeats = 4;
+    const auto products = static_cast<double>(kRepeats * gemm.rows * gemm.cols * k);
+    const auto tile = [&] {
+      for (int i = 0; i < kRepeats; ++i) {
+        gemm.tiles[gemm.rows - 1](k / gemm.depth, buffers.a, buffers.b, buffers.c, gemm.cols, true);
+      }
+    };
+    const int64_t n = peak ? static_cast<int64_t>(products) / peak->products : 0;
+    const Times us = least_us(2000, tile, [&] {
+      if (peak) peak->loop(n, buffers.a);
+    });
+    std::printf(" %7.1f", products / us.a / 1e3);
+    if (peak) std::printf(" (%5.1f %%)", products / us.a / (n * peak->products / us.b) * 100);
+  }
+
+  constexpr int64_t kDepthOfOneRow = 4096;
+  const int64_t panel_bytes = kDepthOfOneRow * gemm.cols * size_of(gemm.b);
+  const int64_t panels = static_cast<int64_t>(buffers.b_bytes) / panel_bytes;
+  const double bytes = static_cast<double>(panels * panel_bytes);
+  const Times us = least_us(
+      15,
+      [&] {
+        for (int64_t i = 0; i < panels; ++i) {
+          gemm.tiles[0](kDepthOfOneRow / gemm.depth, buffers.a,
+                        static_cast<const char*>(buffers.b) + i * panel_bytes, buffers.c, gemm.cols,
+                        false);
+        }
+      },
+      [&] { read_loop()(panels * panel_bytes / 512, buffers.b); });
+  std::printf(" | %6.2f GB/s of %6.2f (%5.1f %%)\n", bytes / us.a / 1e3, bytes / us.b / 1e3,
+              100 * us.b / us.a);
+}
+
+}  // namespace
+}  // namespace capibara::test
+
+int main(int argc, char** argv) {
+  using namespace capibara;
+  using namespace capibara::test;
+  const size_t mib = argc > 1 ? static_cast<size_t>(std::atoi(argv[1])) : 33;
+  const Buffers buffers = {mib << 20, allocate(1 << 20), allocate(mib << 20), allocate(1 << 16)};
+  for (int type = 0; type < kGemmTypes; ++type) {
+    for (const auto& kernel : gemm_kernels(static_cast<GemmType>(type)).all()) {
+      if (kernel.isa == Isa::scalar || !runs_here(kernel.isa)) continue;
+      print_kernel(static_cast<GemmType>(type), kernel, buffers);
+    }
+  }
+}
