@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arm Compute Library's operators, called as guest.py calls the others: see there for the output.
-//   acl_peers INDEX:OP:ROWS:COLS ...
-// Of the operators that are measured, ACL has softmax in f32; it has no RMSNorm, no gated
-// activation in one pass and no rotary embedding.
+//   acl_peers INDEX:softmax:ROWS:COLS:0 INDEX:linear:M:N:K ...
+// Of the operators that are measured, ACL has softmax and matrix products in f32; it has no
+// RMSNorm, no gated activation in one pass and no rotary embedding. Its products of f16 and bf16
+// are only in builds for cores that have their instructions, which Debian's is not.
 #include <arm_compute/core/Types.h>
 #include <arm_compute/core/Version.h>
+#include <arm_compute/runtime/NEON/functions/NEGEMM.h>
 #include <arm_compute/runtime/NEON/functions/NESoftmaxLayer.h>
 #include <arm_compute/runtime/Scheduler.h>
 #include <arm_compute/runtime/Tensor.h>
@@ -43,25 +45,68 @@ int measure(F call) {
   return first;
 }
 
+float* row_of(arm_compute::Tensor& tensor, size_t r) {
+  return reinterpret_cast<float*>(
+      tensor.ptr_to_element(arm_compute::Coordinates(0, static_cast<int>(r))));
+}
+
+arm_compute::TensorInfo info_of(size_t rows, size_t cols) {
+  return {arm_compute::TensorShape(cols, rows), 1, arm_compute::DataType::F32};
+}
+
+void fill(arm_compute::Tensor& tensor, size_t rows, size_t cols, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = 0; c < cols; ++c) row_of(tensor, r)[c] = normal(engine);
+  }
+}
+
+void print(int index, const char* name, double error, int mark) {
+  std::printf("{\"case\": %d, \"family\": \"ACL\", \"name\": \"%s\", ", index, name);
+  std::printf("\"error\": %g, \"mark\": %d}\n", error, mark);
+  std::fflush(stdout);
+}
+
+// The weights are reshaped in the first run alone.
+void linear(int index, size_t m, size_t n, size_t k) {
+  arm_compute::Tensor a, b, y;
+  a.allocator()->init(info_of(m, k));
+  b.allocator()->init(info_of(k, n));
+  y.allocator()->init(info_of(m, n));
+  arm_compute::NEGEMM gemm;
+  gemm.configure(&a, &b, nullptr, &y, 1.0f, 0.0f);
+  a.allocator()->allocate();
+  b.allocator()->allocate();
+  y.allocator()->allocate();
+  fill(a, m, k, 0);
+  fill(b, k, n, 1);
+  const int first = measure([&] { gemm.run(); });
+
+  double error = 0;
+  for (size_t r = 0; r < m; r += (m + 7) / 8) {
+    std::vector<double> exact(n);
+    double largest = 0;
+    for (size_t d = 0; d < k; ++d) {
+      for (size_t j = 0; j < n; ++j) exact[j] += double{row_of(a, r)[d]} * row_of(b, d)[j];
+    }
+    for (size_t j = 0; j < n; ++j) largest = std::fmax(largest, std::fabs(exact[j]));
+    for (size_t j = 0; j < n; ++j) {
+      error = std::fmax(error, std::fabs(row_of(y, r)[j] - exact[j]) / (0x1p-23 * largest));
+    }
+  }
+  print(index, "NEGEMM", error, first);
+}
+
 void softmax(int index, size_t rows, size_t cols) {
   arm_compute::Tensor x, y;
-  const arm_compute::TensorInfo info(arm_compute::TensorShape(cols, rows), 1,
-                                     arm_compute::DataType::F32);
-  x.allocator()->init(info);
-  y.allocator()->init(info);
+  x.allocator()->init(info_of(rows, cols));
+  y.allocator()->init(info_of(rows, cols));
   arm_compute::NESoftmaxLayer layer;
   layer.configure(&x, &y);
   x.allocator()->allocate();
   y.allocator()->allocate();
-
-  std::mt19937 engine(0);
-  std::normal_distribution<float> normal;
-  const auto row_of = [](arm_compute::Tensor& tensor, size_t r) {
-    return reinterpret_cast<float*>(tensor.ptr_to_element(arm_compute::Coordinates(0, r)));
-  };
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t c = 0; c < cols; ++c) row_of(x, r)[c] = normal(engine);
-  }
+  fill(x, rows, cols, 0);
   const int first = measure([&] { layer.run(); });
 
   // In units of the last place of the row's largest value, as in cases.py.
@@ -76,8 +121,7 @@ void softmax(int index, size_t rows, size_t cols) {
     }
     error = std::fmax(error, worst / (0x1p-23 * largest));
   }
-  std::printf("{\"case\": %d, \"family\": \"ACL\", \"name\": \"NESoftmaxLayer\", ", index);
-  std::printf("\"error\": %g, \"mark\": %d}\n", error, first);
+  print(index, "NESoftmaxLayer", error, first);
 }
 
 }  // namespace
@@ -91,12 +135,16 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     int index = 0;
     char op[32] = "";
-    size_t rows = 0, cols = 0;
-    const int fields = std::sscanf(argv[i], "%d:%31[a-z_]:%zu:%zu", &index, op, &rows, &cols);
-    if (fields != 4 || std::strcmp(op, "softmax") != 0) {
-      std::fprintf(stderr, "%s: expected INDEX:softmax:ROWS:COLS\n", argv[i]);
+    size_t m = 0, n = 0, k = 0;
+    const int fields = std::sscanf(argv[i], "%d:%31[a-z_]:%zu:%zu:%zu", &index, op, &m, &n, &k);
+    if (fields == 5 && std::strcmp(op, "softmax") == 0) {
+      softmax(index, m, n);
+    } else if (fields == 5 && std::strcmp(op, "linear") == 0) {
+      linear(index, m, n, k);
+    } else {
+      std::fprintf(stderr, "%s: expected INDEX:softmax:ROWS:COLS:0 or INDEX:linear:M:N:K\n",
+                   argv[i]);
       return 2;
     }
-    softmax(index, rows, cols);
   }
 }

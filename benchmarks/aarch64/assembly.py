@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 DTYPES = ("f32", "f16", "bf16")  # numbered as in csrc/base/dtype.h
+TYPES = (*DTYPES, "int8")  # numbered as in csrc/kernels/common/loop_marker.h
 
 _MARK = re.compile(r"DEBUG_VALUE:.*\bcapibara_loop_(\w+) <- (?:\[\w+\] )*(\d+)")
 _LABEL = re.compile(r"([.\w$]+):")
@@ -32,7 +33,7 @@ class Mark:
 
     @classmethod
     def decode(cls, name: str, value: int) -> Mark:
-        return cls(name, DTYPES[value % 10], value // 10 % 1000, value // 10000)
+        return cls(name, TYPES[value % 10], value // 10 % 1000, value // 10000)
 
 
 @dataclasses.dataclass

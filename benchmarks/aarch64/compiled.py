@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import assembly
@@ -21,6 +22,7 @@ _WITH_VALUE = ("-o", "-MT", "-MF", "-MQ")  # of the object file: dropped, with t
 _DROPPED = ("-c", "-MD", "-MMD", "-MP")
 _ON_STACK = re.compile(r"(?:ld|st)[ru]?[pr]?\s.*\[sp\b")
 _LANES = 4  # of f32 in a vector
+_TILE = re.compile(r"tile_[a-z0-9]+_(\w+)\.cc$")  # as cmake/isa_flags.cmake has it
 
 
 class Unexpected(Exception):
@@ -69,6 +71,14 @@ class _Source:
     directory: str
     file: Path
     isa: str
+    is_tile: bool  # of a matrix product, for one type and instruction set
+
+    def defines(self, op: str) -> bool:
+        if self.is_tile:
+            return self.file.parent.name == op
+        return (
+            re.search(rf"^void {re.escape(op)}\(", self.file.read_text(), re.MULTILINE) is not None
+        )
 
     def compile(self, *options: str) -> str:
         with tempfile.TemporaryDirectory() as scratch:
@@ -92,6 +102,7 @@ def find_loops(
     build: Path,
     expected: Mapping[tuple[str, str], Mapping[str, Collection[int]]],
     ops: Collection[str],
+    tiles: Mapping[tuple[str, str], Mapping[str, Collection[str]]] = MappingProxyType({}),
 ) -> Found:
     """The loops of these operators.
 
@@ -99,6 +110,8 @@ def find_loops(
         build: folder with a compile_commands.json.
         expected: by operator and loop, then dtype: the variants that there have to be.
         ops: operators to compile; what else stands in the same sources comes with them.
+        tiles: likewise by operator and loop, then dtype: the instruction sets that have this loop,
+            where it is not every one for which the *_hwy.cc are compiled.
 
     Raises:
         Unexpected: one is not there, or one is that is not expected.
@@ -106,9 +119,7 @@ def find_loops(
     sources = list(_sources(build))
     if not sources:
         raise Unexpected(f"{build.name}/compile_commands.json compiles no *_hwy.cc for an ISA")
-    # An operator's source is the one that defines it.
-    pattern = re.compile(rf"^void ({'|'.join(map(re.escape, ops))})\(", re.MULTILINE)
-    needed = [source for source in sources if pattern.search(source.file.read_text())]
+    needed = [source for source in sources if any(map(source.defines, ops))]
     with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         results = list(pool.map(_Source.loops, needed))
     loops = [
@@ -117,17 +128,22 @@ def find_loops(
         for loop in _by_key(source, found)
     ]
     isas = sorted({source.isa for source in needed})
-    _check(loops, isas, {key: value for key, value in expected.items() if key[0] in ops}, expected)
+    vector_isas = sorted({source.isa for source in needed if not source.is_tile})
+    wanted = {key: value for key, value in expected.items() if key[0] in ops}
+    _check(loops, vector_isas, wanted, expected, tiles)
     order = {key: number for number, key in enumerate(expected)}
     loops.sort(
         key=lambda one: (
             order[one.op, one.name],
-            assembly.DTYPES.index(one.dtype),
+            assembly.TYPES.index(one.dtype),
             list(expected[one.op, one.name][one.dtype]).index(one.variant),
             isas.index(one.isa),
         )
     )
-    flags = {source.isa: " ".join(_flags(source.command)) for source in needed}
+    flags = {
+        source.isa + (" tiles" if source.is_tile else ""): " ".join(_flags(source.command))
+        for source in needed
+    }
     return Found(loops, _compiler(needed[0]), flags)
 
 
@@ -147,8 +163,11 @@ def _sources(build: Path) -> Iterator[_Source]:
         given = entry.get("arguments") or shlex.split(entry["command"])
         isa = next((one.partition("=")[2] for one in given if "-DCAPIBARA_ISA=" in one), None)
         file = Path(entry["directory"], entry["file"])
+        tile = _TILE.match(file.name)
         if isa and file.name.endswith("_hwy.cc"):
-            yield _Source(tuple(_without_outputs(given)), entry["directory"], file, isa)
+            yield _Source(tuple(_without_outputs(given)), entry["directory"], file, isa, False)
+        elif tile:
+            yield _Source(tuple(_without_outputs(given)), entry["directory"], file, tile[1], True)
 
 
 def _without_outputs(command: list[str]) -> Iterator[str]:
@@ -223,6 +242,7 @@ def _check(
     isas: list[str],
     wanted: Mapping[tuple[str, str], Mapping[str, Collection[int]]],
     known: Mapping[tuple[str, str], Mapping[str, Any]],
+    tiles: Mapping[tuple[str, str], Mapping[str, Collection[str]]] = MappingProxyType({}),
 ) -> None:
     there = {(one.op, one.name, one.dtype, one.variant, one.isa) for one in loops}
     missing = [
@@ -230,7 +250,7 @@ def _check(
         for (op, name), dtypes in wanted.items()
         for dtype, variants in dtypes.items()
         for variant in variants
-        for isa in isas
+        for isa in tiles.get((op, name), {}).get(dtype, isas)
         if (op, name, dtype, variant, isa) not in there
     ]
     unknown = sorted(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import llvm_mca
-from assembly import DTYPES
+from assembly import DTYPES, TYPES
 from compiled import MarkedLoop, Unexpected, find_loops
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +37,8 @@ _SIZE = {"f32": 4, "f16": 2, "bf16": 2}
 _PLAIN = {dtype: {0: ""} for dtype in DTYPES}
 _SCALED = {dtype: {0: "", 1: "scaled"} for dtype in DTYPES}
 _WEIGHT = {dtype: {_SIZE[dtype]: "", 4: "f32 weight" if dtype != "f32" else ""} for dtype in DTYPES}
+_ROWS = {rows: f"{rows} row{'s' if rows > 1 else ''}" for rows in range(8, 0, -1)}
+_PAIRS = {rows: name for rows, name in _ROWS.items() if rows == 1 or rows % 2 == 0}
 _CACHE = {dtype: {_SIZE[dtype]: "", 4: "f32 cache" if dtype != "f32" else ""} for dtype in DTYPES}
 
 # Every loop that has to be there, for every dtype and instruction set, with its variants by number
@@ -57,9 +59,20 @@ LOOPS: dict[tuple[str, str], dict[str, dict[int, str]]] = {
     ("silu_and_mul", "product"): _PLAIN,
     ("gelu_tanh_and_mul", "product"): _PLAIN,
     ("gelu_and_mul", "product"): _PLAIN,
+    ("gemm", "by_lane"): {"f32": _ROWS, "f16": _ROWS, "int8": _ROWS},
+    ("gemm", "mmla"): {"bf16": _PAIRS, "int8": _PAIRS},
+}
+# The instruction sets of loops that stand in a source of their own for each.
+TILES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+    ("gemm", "by_lane"): {
+        "f32": ("neon",),
+        "f16": ("neon_bf16",),
+        "int8": ("neon", "neon_dotprod"),
+    },
+    ("gemm", "mmla"): {"bf16": ("neon_bf16",), "int8": ("neon_bf16",)},
 }
 # Operators whose loops run along the depth of a matrix product; the others' unit is a vector.
-BY_DEPTH: frozenset[str] = frozenset()
+BY_DEPTH = frozenset({"gemm"})
 
 _NOTE = (
     "llvm-mca models no caches and no memory, no load that waits for an earlier store, and takes "
@@ -86,7 +99,7 @@ def main() -> int:
         return 2
     wanted = {key: dtypes for key, dtypes in LOOPS.items() if _is_wanted(key, arguments)}
     try:
-        found = find_loops(arguments.build, LOOPS, {op for op, _ in wanted})
+        found = find_loops(arguments.build, LOOPS, {op for op, _ in wanted}, TILES)
     except Unexpected as error:
         print(error, file=sys.stderr)
         return 1
@@ -138,9 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--op", nargs="+", choices=sorted({op for op, _ in LOOPS}))
     parser.add_argument("--loop", default="", help="only loops whose op.name contains this")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES)
+    parser.add_argument("--dtype", nargs="+", choices=TYPES)
     parser.add_argument("--cpu", nargs="+", default=CPUS, help=f"default: {' '.join(CPUS)}")
-    parser.add_argument("--variants", action="store_true", help="also scaled, f32 weights, ...")
+    parser.add_argument(
+        "--variants", action="store_true", help="also scaled, f32 weights, fewer rows, ..."
+    )
     parser.add_argument(
         "--show-assembly",
         action="store_true",

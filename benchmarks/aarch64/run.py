@@ -55,10 +55,26 @@ CASES: list[dict[str, Any]] = [
     )
     for dtype in ("f32", "bf16")
 ]
+# Linear layers: tokens, output features, input features.
+CASES += [
+    {"op": op, "dtype": dtype, "tokens": m, "outputs": n, "features": k}
+    for op, dtype in (("linear", "f32"), ("linear", "bf16"), ("linear_int8", "bf16"))
+    for m, n, k in (
+        (64, 64, 64),
+        (256, 256, 256),
+        (512, 512, 512),
+        (1024, 1024, 1024),
+        (1, 1024, 1024),
+        (1, 4096, 4096),
+        (16, 4096, 4096),
+    )
+]
 
 
 def shape_of(case: dict[str, Any]) -> str:
     """The data of a case, as its row says it."""
+    if case["op"].startswith("linear"):
+        return f"{case['tokens']} x {case['outputs']} x {case['features']}"
     if case["op"].startswith("rope"):
         return f"{case['tokens']} x (32 + 8) x 128"
     return f"{case['tokens']} x {case.get('intermediate', 4096)}"
@@ -157,7 +173,9 @@ def _acl_cases(selected: list[dict[str, Any]]) -> Iterator[str]:
     """What acl_peers.cc can run of them, in its words."""
     for index, case in enumerate(selected):
         if case["op"] == "softmax" and case["dtype"] == "f32":
-            yield f"{index}:softmax:{case['tokens']}:4096"
+            yield f"{index}:softmax:{case['tokens']}:4096:0"
+        if case["op"] == "linear" and case["dtype"] == "f32":
+            yield f"{index}:linear:{case['tokens']}:{case['outputs']}:{case['features']}"
 
 
 def _first_line(*command: str) -> str:

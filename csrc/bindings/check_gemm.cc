@@ -95,8 +95,7 @@ GemmCall check_linear_call(const TensorView& x, int64_t n, const LinearOptions& 
   }
   GemmCall call = {};
   call.activation = check_activation(options.activation);
-  const RowLayout layout =
-      residual ? merge_rows({&y, &x, residual}, 1) : merge_rows({&y, &x}, 1);
+  const RowLayout layout = residual ? merge_rows({&y, &x, residual}, 1) : merge_rows({&y, &x}, 1);
   call.m = layout.shape.count();
   call.n = n;
   call.k = x.last();
@@ -124,8 +123,9 @@ TensorView matmul_shape(const TensorView& a, const TensorView& b) {
   expect_dtype_of(b, a);
   const Matrix left = matrix_of(a, false), right = matrix_of(b, true);
   if (left.cols != right.rows) {
-    fail(b, std::string(b.dims < 2 ? "" : "a second to last dimension of ") +
-                std::to_string(left.cols) + (b.dims < 2 ? " elements" : "") + ", as a's last",
+    fail(b,
+         std::string(b.dims < 2 ? "" : "a second to last dimension of ") +
+             std::to_string(left.cols) + (b.dims < 2 ? " elements" : "") + ", as a's last",
          "shape " + b.shape_text());
   }
   TensorView shape = {};

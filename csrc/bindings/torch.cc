@@ -10,97 +10,21 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstring>
-#include <optional>
-#include <utility>
 
 #include "bindings/operators.h"
+#include "bindings/torch_api.h"
 
 namespace capibara {
-namespace {
-
-// ---------------------------------------------------------------- torch's side
-
-using Handle = struct AtenTensorOpaque*;
-using Library = struct TorchLibraryOpaque*;
-using Value = uint64_t;  // StableIValue: a tensor's owning handle, or a scalar's bits
-using Boxed = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
-
-struct Torch {
-  int32_t (*get_dtype)(Handle, int32_t*);
-  int32_t (*get_device_type)(Handle, int32_t*);
-  int32_t (*get_dim)(Handle, int64_t*);
-  int32_t (*get_sizes)(Handle, int64_t**);
-  int32_t (*get_strides)(Handle, int64_t**);
-  int32_t (*get_data_ptr)(Handle, void**);
-  int32_t (*delete_tensor)(Handle);
-  int32_t (*empty_strided)(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
-                           Handle*);
-  int32_t (*copy)(Handle self, Handle source, int32_t non_blocking);
-  int32_t (*init_impl)(const char* ns, const char* key, const char* file, uint32_t line, Library*);
-  int32_t (*library_impl)(Library, const char* name, Boxed);
-  int32_t (*delete_value)(Value*);  // since 2.13; before, operator delete
-  void (*throw_invalid_argument)(const char*);
-  void (*throw_runtime_error)(const char*);
-  int32_t f32, f16, bf16, i32, i64, cpu;
-};
 
 Torch g_torch;
+
+namespace {
 
 void succeed(int32_t error, const char* what) {
   if (error) throw std::runtime_error(std::string("torch: ") + what + " failed");
 }
 
-// Owns the reference that a stack value carries.
-class Tensor {
- public:
-  explicit Tensor(Value value) : handle_(reinterpret_cast<Handle>(value)) {}
-  explicit Tensor(Handle handle) : handle_(handle) {}
-  Tensor(Tensor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-  Tensor& operator=(Tensor&& other) noexcept {
-    std::swap(handle_, other.handle_);
-    return *this;
-  }
-  ~Tensor() {
-    if (handle_) g_torch.delete_tensor(handle_);
-  }
-  Handle get() const { return handle_; }
-  Value release() { return reinterpret_cast<Value>(std::exchange(handle_, nullptr)); }
-
- private:
-  Handle handle_;
-};
-
-// An optional tensor is a null pointer, or points to a heap value that the callee frees.
-std::optional<Tensor> take_optional(Value value) {
-  auto* inner = reinterpret_cast<Value*>(value);
-  if (!inner) return std::nullopt;
-  Tensor tensor(*inner);
-  if (g_torch.delete_value) {
-    g_torch.delete_value(inner);
-  } else {
-    delete inner;
-  }
-  return tensor;
-}
-
-double take_double(Value value) {
-  double result;
-  std::memcpy(&result, &value, sizeof result);
-  return result;
-}
-
-// ---------------------------------------------------------------- the backend of operators.h
-
-struct TorchBackend {
-  using Array = Tensor;
-  struct Unlocked {  // torch's dispatcher has released the GIL already
-    Unlocked() {}
-  };
-  static TensorView view_of(const Tensor& tensor, const char* name);
-  static Tensor empty(const Tensor& tensor, const TensorView& view, int64_t cols);
-  static Tensor contiguous_copy(const Tensor& tensor, const TensorView& view);
-};
+}  // namespace
 
 TensorView TorchBackend::view_of(const Tensor& tensor, const char* name) {
   TensorView view = {};
@@ -126,6 +50,8 @@ TensorView TorchBackend::view_of(const Tensor& tensor, const char* name) {
     view.index = IndexType::kInt64;
   } else if (dtype == g_torch.i32) {
     view.index = IndexType::kInt32;
+  } else if (dtype == g_torch.u8) {
+    view.index = IndexType::kUInt8;
   } else {
     throw TypeMismatch(std::string(name) +
                        ": expected float32, float16 or bfloat16 (int32 or int64 for indices), got "
@@ -168,6 +94,8 @@ Tensor TorchBackend::contiguous_copy(const Tensor& tensor, const TensorView& vie
   succeed(g_torch.copy(fresh.get(), tensor.get(), 0), "copy_");
   return fresh;
 }
+
+namespace {
 
 // ---------------------------------------------------------------- boxed operators
 //
@@ -230,18 +158,11 @@ void gated_out_boxed(Value* stack, uint64_t, uint64_t) {
 void rope_boxed(Value* stack, uint64_t, uint64_t) {
   Tensor positions(stack[0]), q(stack[1]), cache(stack[3]);
   std::optional<Tensor> k = take_optional(stack[2]);
-  rotate<B>(std::move(q), std::move(k), std::move(cache), std::move(positions),
-            static_cast<int64_t>(stack[4]), stack[5] != 0);
+  rotate<B>(std::move(q), std::move(k), std::move(cache), std::move(positions), take_int(stack[4]),
+            stack[5] != 0);
 }
 
 // ---------------------------------------------------------------- errors
-//
-// torch's frames can only catch, or let pass, exceptions of the C++ runtime that they were built
-// with, and a wheel's module has another one inside (cmake/zig-toolchain.cmake). So an error is
-// caught here, and torch's libstdc++ throws it anew. The frame that it is thrown through must have
-// nothing to clean up: this module's runtime would have to do that.
-
-using Throw = void (*)(const char* message);
 
 thread_local char t_message[1024];
 
@@ -250,8 +171,11 @@ Throw caught(const char* message, Throw again) {
   return again;
 }
 
-// What to throw t_message with; nullptr if nothing went wrong.
-__attribute__((noinline)) Throw call(Boxed boxed, Value* stack, uint64_t inputs, uint64_t outputs) {
+}  // namespace
+
+__attribute__((noinline)) Throw call_caught(Boxed boxed, Value* stack, uint64_t inputs,
+                                            uint64_t outputs, const char** message) {
+  *message = t_message;
   try {
     boxed(stack, inputs, outputs);
     return nullptr;
@@ -262,15 +186,7 @@ __attribute__((noinline)) Throw call(Boxed boxed, Value* stack, uint64_t inputs,
   }
 }
 
-template <Boxed boxed>
-void guarded(Value* stack, uint64_t inputs, uint64_t outputs) {
-  if (const Throw throw_error = call(boxed, stack, inputs, outputs)) throw_error(t_message);
-}
-
-struct Registration {
-  const char* name;
-  Boxed boxed;
-};
+namespace {
 
 constexpr Registration kOperators[] = {
     {"rms_norm", guarded<norm_boxed<rms_norm, false>>},
@@ -326,6 +242,7 @@ Torch bind_torch(void* library) {
   torch.bf16 = constant("aoti_torch_dtype_bfloat16");
   torch.i32 = constant("aoti_torch_dtype_int32");
   torch.i64 = constant("aoti_torch_dtype_int64");
+  torch.u8 = constant("aoti_torch_dtype_uint8");
   torch.cpu = constant("aoti_torch_device_type_cpu");
   return torch;
 }
@@ -343,6 +260,9 @@ void register_torch_ops(const std::string& libtorch) {
           "library_init_impl");
   for (const Registration& op : kOperators) {
     succeed(g_torch.library_impl(registry, op.name, op.boxed), op.name);
+  }
+  for (const Registration* op = kGemmOperators; op->name; ++op) {
+    succeed(g_torch.library_impl(registry, op->name, op->boxed), op->name);
   }
   registered = true;
 }

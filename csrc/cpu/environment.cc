@@ -16,6 +16,8 @@ std::string value_of(const char* name) {
 
 std::string requested_isa() { return value_of("CAPIBARA_AXION_ISA"); }
 
+std::string requested_gemm() { return value_of("CAPIBARA_AXION_GEMM"); }
+
 int requested_threads() {
   const std::string text = value_of("CAPIBARA_AXION_NUM_THREADS");
   if (text.empty()) return 0;

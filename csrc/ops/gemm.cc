@@ -6,6 +6,7 @@
 
 #include "base/buffer.h"
 #include "kernels/gemm/pack.h"
+#include "ops/gemm_backend.h"
 #include "ops/gemm_blocking.h"
 #include "ops/gemm_packed.h"
 #include "ops/parallel.h"
@@ -211,7 +212,8 @@ class Product {
 
 void gemm(const GemmCall& call) {
   count_call(op_of(call.type));
-  if (call.m > 0 && call.n > 0) Product(call).run();
+  if (call.m <= 0 || call.n <= 0 || run_on_acl(call)) return;
+  Product(call).run();
 }
 
 }  // namespace capibara

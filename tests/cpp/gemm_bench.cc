@@ -49,19 +49,24 @@ struct Peak {
       name, CAPIBARA_8, "movups (%1),%%xmm12\n movups (%1),%%xmm13\n movups (%1),%%xmm\\r", \
       move " %%xmm12,%%xmm14\n" multiply " %%xmm13,%%xmm14\n" add " %%xmm14,%%xmm\\r",      \
       CAPIBARA_NEXT, "")
-#define CAPIBARA_AVX(name, registers, v, a, b, body)                                             \
-  CAPIBARA_ASM_LOOP(name, registers,                                                             \
-                    "vmovups (%1),%%" v a "\n vmovups (%1),%%" v b "\n vmovups (%1),%%" v "\\r", \
-                    body, CAPIBARA_NEXT, "vzeroupper")
-#define CAPIBARA_YMM(name, body) CAPIBARA_AVX(name, CAPIBARA_12, "ymm", "12", "13", body)
-#define CAPIBARA_ZMM(name, body) CAPIBARA_AVX(name, CAPIBARA_24, "zmm", "24", "25", body)
+#define CAPIBARA_AVX(name, registers, v, start, body)                                          \
+  CAPIBARA_ASM_LOOP(name, registers, "vmovups (%1),%%" v "mm\\r\n" start, body, CAPIBARA_NEXT, \
+                    "vzeroupper")
+#define CAPIBARA_YMM(name, body) \
+  CAPIBARA_AVX(name, CAPIBARA_12, "y", "vmovaps %%ymm0,%%ymm12\n vmovaps %%ymm0,%%ymm13", body)
+#define CAPIBARA_ZMM(name, body) \
+  CAPIBARA_AVX(name, CAPIBARA_24, "z", "vmovaps %%zmm0,%%zmm24\n vmovaps %%zmm0,%%zmm25", body)
 
 CAPIBARA_SSE(sse_f32, "movaps", "mulps", "addps")
 CAPIBARA_SSE(sse_int8, "movdqa", "pmaddwd", "paddd")
 CAPIBARA_YMM(avx2_f32, "vfmadd231ps %%ymm12,%%ymm13,%%ymm\\r")
-CAPIBARA_YMM(avx2_int8, "vpmaddwd %%ymm12,%%ymm13,%%ymm14\n vpaddd %%ymm14,%%ymm\\r,%%ymm\\r")
+CAPIBARA_AVX(avx2_int8, "0,1,2,3,4,5", "y", "vmovups (%1),%%ymm1\\r",
+             "vpmaddwd %%ymm6,%%ymm7,%%ymm8\n vpmaddwd %%ymm6,%%ymm7,%%ymm9\n vpaddd "
+             "%%ymm8,%%ymm\\r,%%ymm\\r\n vpaddd %%ymm9,%%ymm1\\r,%%ymm1\\r")
 CAPIBARA_ZMM(avx512_f32, "vfmadd231ps %%zmm24,%%zmm25,%%zmm\\r")
-CAPIBARA_ZMM(avx512_int8, "vpmaddwd %%zmm24,%%zmm25,%%zmm26\n vpaddd %%zmm26,%%zmm\\r,%%zmm\\r")
+CAPIBARA_AVX(avx512_int8, CAPIBARA_8, "z", "vmovups (%1),%%zmm1\\r",
+             "vpmaddwd %%zmm24,%%zmm25,%%zmm26\n vpmaddwd %%zmm24,%%zmm25,%%zmm27\n vpaddd "
+             "%%zmm26,%%zmm\\r,%%zmm\\r\n vpaddd %%zmm27,%%zmm1\\r,%%zmm1\\r")
 CAPIBARA_ZMM(avx512_bf16, "vdpbf16ps %%zmm24,%%zmm25,%%zmm\\r")
 CAPIBARA_ZMM(avx512_vnni, "vpdpbusd %%zmm24,%%zmm25,%%zmm\\r")
 
@@ -71,7 +76,7 @@ constexpr Peak kPeaks[] = {
     {"f32", "avx512", avx512_f32, 24 * 16},
     {"int8", "sse4", sse_int8, 8 * 8},
     {"int8", "avx2", avx2_int8, 12 * 16},
-    {"int8", "avx512", avx512_int8, 24 * 32},
+    {"int8", "avx512", avx512_int8, 16 * 32},
     {"bf16", "avx512_bf16", avx512_bf16, 24 * 32},
     {"int8", "avx512_vnni", avx512_vnni, 24 * 64},
 };
@@ -94,11 +99,11 @@ Loop* read_loop() { return runs_here(Isa::avx512) ? read_zmm : read_xmm; }
                     ".arch armv8.6-a+fp16fml\n ldr q24,[%1]\n ldr q25,[%1]\n ldr q\\r,[%1]", body, \
                     CAPIBARA_NEXT, "")
 
-CAPIBARA_NEON(neon_fmla, "fmla v\\r.4s,v24.4s,v25.4s")
-CAPIBARA_NEON(neon_fmlal, "fmlal v\\r.4s,v24.4h,v25.4h")
-CAPIBARA_NEON(neon_bfmmla, "bfmmla v\\r.4s,v24.8h,v25.8h")
-CAPIBARA_NEON(neon_sdot, "sdot v\\r.4s,v24.16b,v25.16b")
-CAPIBARA_NEON(neon_smmla, "smmla v\\r.4s,v24.16b,v25.16b")
+CAPIBARA_NEON(neon_fmla, "fmla v\\r\\().4s,v24.4s,v25.4s")
+CAPIBARA_NEON(neon_fmlal, "fmlal v\\r\\().4s,v24.4h,v25.4h")
+CAPIBARA_NEON(neon_bfmmla, "bfmmla v\\r\\().4s,v24.8h,v25.8h")
+CAPIBARA_NEON(neon_sdot, "sdot v\\r\\().4s,v24.16b,v25.16b")
+CAPIBARA_NEON(neon_smmla, "smmla v\\r\\().4s,v24.16b,v25.16b")
 
 constexpr Peak kPeaks[] = {
     {"f32", "neon", neon_fmla, 24 * 4},         {"bf16", "neon_bf16", neon_bfmmla, 24 * 16},

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from operators import BFLOAT16, VARIANTS, Variant
+from products import PRODUCTS
 
+import capibara_axion as ax
 from capibara_axion import _core, info, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,10 @@ OPERATORS = {
     "silu_and_mul",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
+    "gemm_f32",
+    "gemm_bf16",
+    "gemm_f16",
+    "gemm_int8",
 }
 
 
@@ -116,6 +122,24 @@ def test_every_call_is_counted(rng: np.random.Generator, variant: Variant) -> No
     assert set(info.call_counts().values()) == {0}
     variant.run(variant.make(rng, 2, 8, BFLOAT16))
     assert info.call_counts() == {op: int(op == variant.op) for op in OPERATORS}
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=str)
+def test_every_product_is_counted(rng: np.random.Generator, product: Variant) -> None:
+    """By the type of its products."""
+    info.reset_call_counts()
+    product.run(product.make(rng, 2, 8, BFLOAT16))
+    of = product.options if product.op == "packed_linear" else "bf16"
+    assert info.call_counts() == {op: int(op == f"gemm_{of}") for op in OPERATORS}
+
+
+def test_every_matrix_of_a_batch_is_counted() -> None:
+    info.reset_call_counts()
+    ax.matmul(np.ones((3, 2, 4, 5), np.float32), np.ones((2, 5, 6), np.float32))
+    assert info.call_counts()["gemm_f32"] == 6
+    # With the same second operand they are one product of more rows.
+    ax.matmul(np.ones((3, 2, 4, 5), np.float32), np.ones((5, 6), np.float32))
+    assert info.call_counts()["gemm_f32"] == 7
 
 
 def test_examples_of_the_reference() -> None:

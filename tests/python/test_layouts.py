@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 from operators import BFLOAT16, DTYPES, FLOAT32, OPERATORS, Array, Variant, call_gated, normal
+from products import PRODUCTS
 
 import capibara_axion as ax
 
@@ -86,7 +87,7 @@ def arrays_of(arguments: dict[str, Any]) -> list[str]:
     return [name for name, value in arguments.items() if isinstance(value, np.ndarray)]
 
 
-each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
+each_operator = pytest.mark.parametrize("operator", (*OPERATORS, *PRODUCTS), ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 
 

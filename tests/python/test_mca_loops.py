@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_one_block() -> None:
 
 def test_mark_is_decoded() -> None:
     assert assembly.Mark.decode("scale", 20081) == assembly.Mark("scale", "f16", 8, 2)
+    assert assembly.Mark.decode("mmla", 80163) == assembly.Mark("mmla", "int8", 16, 8)
 
 
 def test_rotated_loop_is_entered_in_its_middle() -> None:
@@ -150,6 +152,40 @@ def test_a_missing_or_unknown_loop_is_an_error() -> None:
         "not found: f.max bf16 variant 0 neon",
         "marked, but not in the table of loops: f.sum bf16 variant 0",
     ]
+
+
+def test_tiles_are_expected_for_their_instruction_sets_only() -> None:
+    table = {("gemm", "mmla"): {"int8": (8,)}, ("f", "exp"): {"bf16": (0,)}}
+    tiles = {("gemm", "mmla"): {"int8": ("neon_bf16", "neon_dotprod")}}
+    loops = [
+        compiled.MarkedLoop("gemm", "mmla", "int8", 8, "neon_bf16", 16, ((),), ()),
+        compiled.MarkedLoop("f", "exp", "bf16", 0, "neon", 4, ((),), ()),
+    ]
+    with pytest.raises(compiled.Unexpected) as error:
+        compiled._check(loops, ["neon"], table, table, tiles)
+    assert str(error.value) == "not found: gemm.mmla int8 variant 8 neon_dotprod"
+
+
+def test_sources(tmp_path: Path) -> None:
+    commands = {
+        "kernels/softmax/softmax_hwy.cc": "c++ -DCAPIBARA_ISA=neon -c",
+        "kernels/gemm/tile_int8_neon_dotprod.cc": "c++ -c",
+        "kernels/gemm/gemm_table.cc": "c++ -c",
+    }
+    entries = []
+    for name, command in commands.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("void softmax(int x) {}\n" if "softmax" in name else "")
+        entries.append({"directory": str(tmp_path), "file": name, "command": f"{command} {name}"})
+    (tmp_path / "compile_commands.json").write_text(json.dumps(entries))
+    vector, tile = compiled._sources(tmp_path)
+    assert (vector.isa, vector.is_tile) == ("neon", False)
+    assert (tile.isa, tile.is_tile) == ("neon_dotprod", True)
+    assert vector.defines("softmax")
+    assert not vector.defines("gemm")
+    assert tile.defines("gemm")
+    assert not tile.defines("softmax")
 
 
 def test_command_without_its_outputs() -> None:

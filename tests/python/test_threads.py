@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from operators import DTYPES, OPERATORS, Variant
+from products import PRODUCTS
 
 import capibara_axion
 
-each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
+each_operator = pytest.mark.parametrize("operator", (*OPERATORS, *PRODUCTS), ids=str)
 
 
 @pytest.fixture(autouse=True)

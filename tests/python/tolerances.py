@@ -200,3 +200,81 @@ def _gated_underflow(gate: Array, up: Array) -> Array:
     with np.errstate(invalid="ignore"):
         g, u = np.abs(gate.astype(np.float64)), np.abs(up.astype(np.float64))
         return np.nan_to_num((g * 2.0**-127 + TINY * (1 + g)) * u, posinf=0.0) + TINY
+
+
+def matmul_bound(a: Array, b: Array, products: str) -> Array:
+    """sum over k of a[i, k] b[k, j]; products: the name of the type that they are taken of.
+
+    float32: a product and a sum each round, unless fused. float16: products are exact.
+
+    bfloat16: products are exact, but an instruction for pairs of them may round twice a pair, the
+    pair's sum and the sum so far, to odd: by up to 2 U. That makes 2 U of all pairs, which are the
+    products once, and K / 2 of the sums. It also takes subnormal operands and results as zero: less
+    than 2^-126 (|a| + |b|) for an operand and 2^-126 for each of two results.
+    """
+    left, right = np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64))
+    terms = a.shape[-1]
+    roundings, underflow = sum_roundings(terms) + 1, TINY * terms
+    if products == "bfloat16":
+        roundings = 2 * sum_roundings((terms + 1) // 2) + 2
+        underflow = 2.0**-125 * ((left + 1) @ (right + 1))
+    return FIRST_ORDER * roundings * U * (left @ right) + underflow
+
+
+def packed_bound(x: Array, values: Array, products: str) -> Array:
+    """x @ values.T, values being a packed weight's: as matmul_bound, of an x that may have been
+    rounded to the type of the products first."""
+    dtype = np.dtype(getattr(ml_dtypes, products, None) or products)
+    wide = x.astype(np.float64)
+    lost = np.abs(wide - reference._rounded(wide, dtype).astype(np.float64))
+    weights = np.abs(values.astype(np.float64)).T
+    return matmul_bound(x, values.T, products) + FIRST_ORDER * (lost @ weights)
+
+
+def int8_bound(exact: Array) -> Array:
+    """scale times scale times an int32 that becomes float32: two roundings, and one of the
+    scales' product. `exact`: without bias."""
+    return FIRST_ORDER * 3 * U * np.abs(exact) + 2 * TINY
+
+
+def quantisation_bound(x: Array, weight: Array) -> Array:
+    """|x @ weight.T - the same by int8|, as PackedLinear's docstring derives it.
+
+    An element that lies within a few U of half-way may be rounded to the farther integer: its
+    quotient, at most 127, has three roundings behind it, 2^-14 of a step.
+    """
+    x, weight = np.abs(x.astype(np.float64)), np.abs(weight.astype(np.float64))
+    x_step = np.max(x, axis=-1, keepdims=True, initial=0.0) / 127
+    step = np.max(weight, axis=-1, initial=0.0) / 127
+    half, terms = 0.5 + 2.0**-14, x.shape[-1]
+    of_weight = half * step * np.sum(x, axis=-1, keepdims=True)
+    of_x = half * x_step * np.sum(weight, axis=-1)
+    return of_weight + of_x + half**2 * terms * x_step * step
+
+
+def linear_bound(
+    product: Array,
+    bound: Array,
+    dtype: np.dtype[Any],
+    bias: Array | None,
+    activation: str | None,
+    residual: Array | None,
+) -> Array:
+    """activation(product + bias) + residual, `bound` being that of the product.
+
+    The activations' derivatives are at most 1.13. Their own errors are those of the gated ones
+    with 1 as the other factor.
+    """
+    values = product if bias is None else product + bias.astype(np.float64)
+    if bias is not None:
+        bound = bound + U * np.abs(values)
+    if activation is not None:
+        of_activation = {"silu": silu_bound, "gelu": gelu_bound, "gelu_tanh": gelu_tanh_bound}
+        # exp's error depends on the dtype: float64 here stands for the 16-bit ones.
+        gate = values.astype(np.float32) if dtype == np.float32 else values
+        bound = 1.13 * bound + of_activation[activation](gate, np.ones_like(gate))
+        with np.errstate(over="ignore"):
+            values = reference._ACTIVATIONS[activation](values)
+    if residual is not None:
+        bound = bound + U * np.abs(values + residual.astype(np.float64))
+    return FIRST_ORDER * bound

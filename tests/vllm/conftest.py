@@ -25,13 +25,21 @@ class Engines:
         self._folders = folders
         self._answers: dict[str, dict[str, Any]] = {}
 
-    def run(self, case: Any, *, compiled: bool = False, **env: str) -> dict[str, Any]:
+    def run(
+        self,
+        case: Any,
+        *,
+        compiled: bool = False,
+        options: dict[str, Any] | None = None,
+        **env: str,
+    ) -> dict[str, Any]:
         job = json.dumps(
             {
                 "model": str(self._folders[case.name]),
                 "max_model_len": case.max_model_len,
                 "image": case.image,
                 "compiled": compiled,
+                "options": options or {},
                 "env": env,
             }
         )
@@ -68,6 +76,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
                 **os.environ,
                 "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
                 "VLLM_CACHE_ROOT": str(directory / "vllm"),
+                "CAPIBARA_AXION_LINEAR_CACHE": str(directory / "linear.json"),
             },
         )
         try:

@@ -4,9 +4,10 @@
 vLLM is imported once; each job runs in a fork of that process, so jobs share nothing else. The
 engine core lives in the fork itself, where the operators' call counters can be read.
 
-A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool}; the answer is
-{"logprobs": [...], "tokens": [[...]], "counts": {op: calls}, "status": {op: text},
-"graphs": n} or {"error": text}.
+A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool, "options": {...}
+for LLM}; the answer is {"logprobs": [...], "tokens": [[...]], "counts": {op: calls},
+"status": {op: text}, "graphs": n, "parameters": {"linear" | "head" | "lookup": elements}} or
+{"error": text}.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"enforce_eager": True}
     if job["compiled"]:
         options = {"compilation_config": {"cudagraph_mode": "NONE", "compile_sizes": []}}
+    options |= {"dtype": "float32"} | job["options"]
     llm = LLM(
         job["model"],
-        dtype="float32",
         max_model_len=job["max_model_len"],
         max_num_seqs=2,
         max_num_batched_tokens=job["max_model_len"],
@@ -80,7 +81,25 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "counts": info.call_counts(),
         "status": register.status(),
         "graphs": counters["stats"]["unique_graphs"],
+        "parameters": llm.apply_model(_parameters)[0],
     }
+
+
+def _parameters(model: Any) -> dict[str, int]:
+    """Elements of the weights that were kept, of linear layers, output layers and embeddings."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        VocabParallelEmbedding,
+    )
+
+    kinds = {"linear": LinearBase, "head": ParallelLMHead, "lookup": VocabParallelEmbedding}
+    counts = dict.fromkeys(kinds, 0)
+    for module in model.modules():
+        kind = next((kind for kind, cls in kinds.items() if isinstance(module, cls)), None)
+        if kind is not None:
+            counts[kind] += module.weight.numel()
+    return counts
 
 
 def _image() -> Any:

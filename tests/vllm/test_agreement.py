@@ -13,7 +13,10 @@ from conftest import Engines
 TOLERANCE = 2e-6
 
 OFF = {"CAPIBARA_AXION_PLUGIN": "0"}
-WITHOUT_ROPE = {"CAPIBARA_AXION_DISABLE": "rope"}
+# Linear layers too, whatever is the faster one here.
+OURS = {"CAPIBARA_AXION_LINEAR": "capibara"}
+WITHOUT_ROPE = {**OURS, "CAPIBARA_AXION_DISABLE": "rope"}
+WITHOUT_LINEAR = {**OURS, "CAPIBARA_AXION_DISABLE": "linear"}
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_compiled_case = pytest.mark.parametrize(
@@ -40,34 +43,40 @@ def test_nothing_of_ours_runs_when_the_plugin_is_off(engines: Engines, case: Cas
 
 @each_case
 def test_eager_agrees_with_stock(engines: Engines, case: Case) -> None:
-    _assert_agree(engines.run(case), engines.run(case, **OFF))
+    _assert_agree(engines.run(case, **OURS), engines.run(case, **OFF))
 
 
 @each_case
 def test_every_op_of_the_architecture_runs(engines: Engines, case: Case) -> None:
-    answer = engines.run(case)
-    assert _ran(answer) == set(case.ops)
+    answer = engines.run(case, **OURS)
+    assert _ran(answer) == {*case.ops, "gemm_f32"}
     assert set(answer["status"].values()) == {"hooked"}
 
 
 @each_compiled_case
 def test_compiled_agrees_with_stock(engines: Engines, case: Case) -> None:
-    _assert_agree(engines.run(case, compiled=True), engines.run(case, **OFF))
+    _assert_agree(engines.run(case, compiled=True, **OURS), engines.run(case, **OFF))
 
 
 @each_compiled_case
 def test_compiled_graphs_call_the_same_ops_as_often(engines: Engines, case: Case) -> None:
-    answer, eager = engines.run(case, compiled=True), engines.run(case)
+    answer, eager = engines.run(case, compiled=True, **OURS), engines.run(case, **OURS)
     # Even the eager engine compiles a little: what picks the log-probabilities.
     assert answer["graphs"] > eager["graphs"]
     assert answer["counts"] == eager["counts"]
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in ("phi3", "cohere")], ids=lambda case: case.name
+    ("name", "op", "env"),
+    [
+        ("phi3", "rope", WITHOUT_ROPE),
+        ("cohere", "rope", WITHOUT_ROPE),
+        ("cohere", "linear", WITHOUT_LINEAR),
+    ],
 )
-def test_one_op_can_be_disabled(engines: Engines, case: Case) -> None:
-    answer = engines.run(case, **WITHOUT_ROPE)
-    assert _ran(answer) == set(case.ops) - {"rope"}
-    assert answer["status"]["rope"] == "off: CAPIBARA_AXION_DISABLE"
+def test_one_op_can_be_disabled(engines: Engines, name: str, op: str, env: dict[str, str]) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    answer = engines.run(case, **env)
+    assert _ran(answer) == {*case.ops, "gemm_f32"} - {"gemm_f32" if op == "linear" else op}
+    assert answer["status"][op] == "off: CAPIBARA_AXION_DISABLE"
     _assert_agree(answer, engines.run(case, **OFF))

@@ -12,13 +12,9 @@ namespace capibara {
 // The element types' numbers in a mark: DType's, and one more for the 8-bit integers, of which
 // there are no tensors.
 template <class T>
-constexpr int loop_type() {
-  if constexpr (std::is_same_v<T, int8_t>) {
-    return 3;
-  } else {
-    return static_cast<int>(DTypeOf<T>::value);
-  }
-}
+inline constexpr int kLoopType = static_cast<int>(DTypeOf<T>::value);
+template <>
+inline constexpr int kLoopType<int8_t> = 3;
 
 }  // namespace capibara
 
@@ -34,8 +30,8 @@ constexpr int loop_type() {
 // The mark is a variable that nobody reads: debug information says where it has its value, and the
 // code is the same as without. (An asm statement with a comment in it cost layer_norm's loops two
 // instructions.)
-#define CAPIBARA_LOOP_VARIANT(name, T, work, variant)                   \
-  [[maybe_unused]] int capibara_loop_##name =                           \
-      10000 * static_cast<int>(variant) + 10 * static_cast<int>(work) + \
-      ::capibara::loop_type<std::decay_t<T>>()
+#define CAPIBARA_LOOP_VARIANT(name, T, work, variant)                             \
+  [[maybe_unused]] int capibara_loop_##name = 10000 * static_cast<int>(variant) + \
+                                              10 * static_cast<int>(work) +       \
+                                              ::capibara::kLoopType<std::decay_t<T>>
 #define CAPIBARA_LOOP(name, T, work) CAPIBARA_LOOP_VARIANT(name, T, work, 0)

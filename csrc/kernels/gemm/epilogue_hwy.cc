@@ -27,55 +27,106 @@ const T* advanced(const T* p, int64_t n) {
 }
 
 template <size_t n>
-HWY_INLINE void load_integers(const int32_t* p, Whole<n>, hn::Vec<hn::RebindToSigned<FullF32>>* x) {
-  const hn::RebindToSigned<FullF32> di;
-  for (size_t k = 0; k < n; ++k) x[k] = hn::LoadU(di, p + k * hn::Lanes(di));
+struct Integers {
+  hn::Vec<hn::RebindToSigned<FullF32>> v[n];
+};
+
+// Loads move their pointers past what they loaded.
+#if HWY_ARCH_ARM_A64
+HWY_INLINE float32x4x4_t load_four(const float* p) { return vld1q_f32_x4(p); }
+HWY_INLINE int32x4x4_t load_four(const int32_t* p) { return vld1q_s32_x4(p); }
+
+// LD1 loads four vectors and moves its pointer; LDP loads two.
+template <class T, class X>
+HWY_INLINE void load_eight(const T*& p, X& x) {
+  for (size_t k = 0; k < 8; k += 4) {
+    const auto four = load_four(p);
+    for (size_t i = 0; i < 4; ++i) x.v[k + i].raw = four.val[i];
+    p += 16;
+    // No instruction. The compiler would otherwise compute the place from the loop's index.
+    __asm__("" : "+r"(p));
+  }
 }
-HWY_INLINE void load_integers(const int32_t* p, Part part,
-                              hn::Vec<hn::RebindToSigned<FullF32>>* x) {
+#endif
+
+template <size_t n>
+HWY_INLINE Vecs<FullF32, n> load_floats(const float*& p, Whole<n> whole) {
+  const FullF32 d;
+#if HWY_ARCH_ARM_A64
+  if constexpr (n == 8) {
+    Vecs<FullF32, n> x;
+    load_eight(p, x);
+    return x;
+  }
+#endif
+  const float* here = p;
+  p += n * hn::Lanes(d);
+  return load<Order::kSequential>(d, here, whole);
+}
+HWY_INLINE Pair<FullF32> load_floats(const float*& p, Part part) {
+  return load<Order::kSequential>(FullF32(), p, part);
+}
+
+template <size_t n>
+HWY_INLINE Integers<n> load_integers(const int32_t*& p, Whole<n>) {
+  Integers<n> x;
+#if HWY_ARCH_ARM_A64
+  if constexpr (n == 8) {
+    load_eight(p, x);
+    return x;
+  }
+#endif
+  const hn::RebindToSigned<FullF32> d;
+  for (size_t k = 0; k < n; ++k) x.v[k] = hn::LoadU(d, p + k * hn::Lanes(d));
+  p += n * hn::Lanes(d);
+  return x;
+}
+HWY_INLINE Integers<2> load_integers(const int32_t*& p, Part part) {
   int32_t buffer[2 * hn::MaxLanes(FullF32())] = {};
   std::memcpy(buffer, p, part.count * sizeof(int32_t));
-  load_integers(buffer, Whole<2>{}, x);
+  const int32_t* copy = buffer;
+  return load_integers(copy, Whole<2>{});
 }
 
 HWY_INLINE V sum_of(V a, V b) { return hn::Add(a, b); }
 
-// The products at column i, scaled if they are integers.
-template <class C, bool extras, class Extent>
-HWY_INLINE auto products(const Row& row, size_t i, Extent extent) {
+// What a loop looks for: nothing, a bias, or whatever there is of offsets, bias and residual.
+enum class Extras { kNone, kBias, kAny };
+
+// The next products, scaled if they are integers.
+template <class C, Extras extras, class Extent>
+HWY_INLINE auto products(Row& row, const C*& c, Extent extent) {
   const FullF32 d;
-  const C* c = static_cast<const C*>(row.c) + i;
   if constexpr (std::is_same_v<C, float>) {
-    return load<Order::kSequential>(d, c, extent);
+    return load_floats(c, extent);
   } else {
     constexpr size_t n = Extent::vectors;
-    hn::Vec<hn::RebindToSigned<FullF32>> sums[n], offsets[n];
-    load_integers(c, extent, sums);
-    if (extras && row.col_offsets) {
-      load_integers(row.col_offsets + i, extent, offsets);
-      for (size_t k = 0; k < n; ++k) sums[k] = hn::Sub(sums[k], offsets[k]);
+    Integers<n> sums = load_integers(c, extent);
+    if (extras == Extras::kAny && row.col_offsets) {
+      const Integers<n> offsets = load_integers(row.col_offsets, extent);
+      for (size_t k = 0; k < n; ++k) sums.v[k] = hn::Sub(sums.v[k], offsets.v[k]);
     }
     const V row_scale = hn::Set(d, row.scale);
-    auto x = load<Order::kSequential>(d, row.col_scales + i, extent);
+    auto x = load_floats(row.col_scales, extent);
     for (size_t k = 0; k < n; ++k) {
-      x.v[k] = hn::Mul(hn::ConvertTo(d, sums[k]), hn::Mul(row_scale, x.v[k]));
+      x.v[k] = hn::Mul(hn::ConvertTo(d, sums.v[k]), hn::Mul(row_scale, x.v[k]));
     }
     return x;
   }
 }
 
-// `extras`: whether there may be offsets, a bias or a residual.
-template <class C, bool extras, size_t step = kVectorsAStep, class T, class F>
-HWY_INLINE void finish(const Row& row, int64_t cols, T* y, const F& activation) {
+template <class C, Extras extras, size_t step = kVectorsAStep, class T, class F>
+HWY_INLINE void finish(Row row, int64_t cols, T* y, const F& activation) {
   const FullF32 d;
+  const C* c = static_cast<const C*>(row.c);
   const T* residual = static_cast<const T*>(row.residual);
   for_each_extent<step>(d, static_cast<size_t>(cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
-    auto x = products<C, extras>(row, i, extent);
-    if (extras && row.bias) {
-      x = map(x, load<Order::kSequential>(d, row.bias + i, extent), sum_of);
+    auto x = products<C, extras>(row, c, extent);
+    if (extras == Extras::kBias || (extras == Extras::kAny && row.bias)) {
+      x = map(x, load_floats(row.bias, extent), sum_of);
     }
     x = activation(x);
-    if (extras && residual) {
+    if (extras == Extras::kAny && residual) {
       x = map(x, load<Order::kSequential>(d, residual + i, extent), sum_of);
     }
     store<Order::kSequential>(d, y + i, x, extent);
@@ -96,16 +147,27 @@ HWY_INLINE void for_each_row(const EpilogueArgs& a, const F& f) {
   }
 }
 
-template <class C, bool extras, class T>
-HWY_INLINE void without_activation(const EpilogueArgs& a) {
+template <class C, Extras extras, class T>
+HWY_INLINE void without_activation(const EpilogueArgs& a, T) {
   for_each_row<T>(a, [&](const Row& row, T* y) CAPIBARA_INLINE {
     finish<C, extras>(row, a.cols, y, [](auto x) CAPIBARA_INLINE { return x; });
   });
 }
 
+template <class C, class T>
+HWY_INLINE void without_activation(const EpilogueArgs& a, T element) {
+  if (a.col_offsets || a.residual) {
+    without_activation<C, Extras::kAny>(a, element);
+  } else if (a.bias) {
+    without_activation<C, Extras::kBias>(a, element);
+  } else {
+    without_activation<C, Extras::kNone>(a, element);
+  }
+}
+
 // Integers, with all but activation and residual, as f32.
 HWY_NOINLINE void scale_integers(const Row& row, int64_t cols, float* y) {
-  finish<int32_t, true>(row, cols, y, [](auto x) CAPIBARA_INLINE { return x; });
+  finish<int32_t, Extras::kAny>(row, cols, y, [](auto x) CAPIBARA_INLINE { return x; });
 }
 
 // One loop for both kinds of products: of integers, a chunk at a time becomes f32 first.
@@ -127,8 +189,8 @@ HWY_INLINE void with_activation(const EpilogueArgs& a, T, const F& activation) {
         part.c = scaled;
         part.bias = nullptr;
       }
-      finish<float, true, vectors>(part, cols, y + j,
-                                   [&](auto x) CAPIBARA_INLINE { return by_four(x, activation); });
+      finish<float, Extras::kAny, vectors>(
+          part, cols, y + j, [&](auto x) CAPIBARA_INLINE { return by_four(x, activation); });
     }
   });
 }
@@ -137,8 +199,6 @@ HWY_INLINE void with_activation(const EpilogueArgs& a, T, const F& activation) {
 
 void gemm_epilogue(const EpilogueArgs& a) noexcept {
   dispatch(a.dtype, [&](auto element) CAPIBARA_INLINE {
-    using T = decltype(element);
-    const bool extras = a.col_offsets || a.bias || a.residual;
     switch (a.activation) {
       case Activation::kSilu:
         return with_activation(a, element,
@@ -150,12 +210,8 @@ void gemm_epilogue(const EpilogueArgs& a) noexcept {
         return with_activation(a, element,
                                [=](auto x) CAPIBARA_INLINE { return gelu_tanh(element, x); });
       default:
-        if (a.row_scales) {
-          return extras ? without_activation<int32_t, true, T>(a)
-                        : without_activation<int32_t, false, T>(a);
-        }
-        return extras ? without_activation<float, true, T>(a)
-                      : without_activation<float, false, T>(a);
+        return a.row_scales ? without_activation<int32_t>(a, element)
+                            : without_activation<float>(a, element);
     }
   });
 }

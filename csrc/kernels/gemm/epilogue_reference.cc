@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
+#include "kernels/math/activation.h"
 
 #include "kernels/gemm/epilogue.h"
 

@@ -6,16 +6,17 @@ namespace capibara {
 namespace CAPIBARA_ISA {
 namespace {
 
-// Rows: as many as leave registers, of 32 or 16, for two vectors of B, a broadcast element and,
-// where there are no fused multiply-adds, a product.
+// Each row takes two registers of 32 or 16; two more hold B, one the broadcast of A, and one what
+// is between: a mask, or a product before it is added. Without fused multiply-adds, more rows than
+// four gain nothing.
 #if HWY_TARGET <= HWY_AVX3
-constexpr int kRows = 12;
-#elif HWY_ARCH_ARM_A64
-constexpr int kRows = 8;
+[[maybe_unused]] constexpr int kRows = 12;
 #elif HWY_TARGET == HWY_AVX2
-constexpr int kRows = 6;
+[[maybe_unused]] constexpr int kRows = 6;
+#elif HWY_ARCH_X86
+[[maybe_unused]] constexpr int kRows = 4;
 #else
-constexpr int kRows = 4;
+[[maybe_unused]] constexpr int kRows = 8;
 #endif
 
 template <class T>
@@ -31,27 +32,6 @@ struct Sums {
   static HWY_INLINE Sum add(Sum x, Sum y) { return hn::Add(x, y); }
 };
 
-#if HWY_ARCH_X86
-// No instruction:
-template <class V>
-HWY_INLINE void keep(V (&sums)[2], V x, V b0, V b1) {
-  __asm__("" : "+v"(sums[0].raw), "+v"(sums[1].raw) : "v"(x.raw), "v"(b0.raw), "v"(b1.raw));
-}
-#endif
-
-// sums[r][v] += a[r * stride] b_v
-template <int rows, int stride, class V>
-HWY_INLINE void multiply_add(const float* a, V b0, V b1, V (&sums)[rows][2]) {
-  unrolled<rows>([&](int r) CAPIBARA_INLINE {
-    const V x = hn::Set(FullF32(), a[r * stride]);
-    sums[r][0] = hn::MulAdd(x, b0, sums[r][0]);
-    sums[r][1] = hn::MulAdd(x, b1, sums[r][1]);
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
-    if constexpr (stride > 1) keep(sums[r], x, b0, b1);
-#endif
-  });
-}
-
 // Elements of B that become f32 one vector at a time.
 template <class T, Packed packed>
 struct Widened : Sums<float> {
@@ -62,11 +42,25 @@ struct Widened : Sums<float> {
 
   template <int rows>
   static HWY_INLINE void multiply(const A* a, const B* b, Sum (&sums)[rows][2]) {
-    multiply_add<rows, 1>(a, load_one(D(), b), load_one(D(), b + kLanes), sums);
+    const Pair<D> columns = load<Order::kSequential>(D(), b);
+    unrolled<rows>([&](int r) CAPIBARA_INLINE {
+      const Sum x = hn::Set(D(), a[r]);
+      sums[r][0] = hn::MulAdd(x, columns.v[0], sums[r][0]);
+      sums[r][1] = hn::MulAdd(x, columns.v[1], sums[r][1]);
+    });
   }
 };
 
 #if HWY_ARCH_X86
+constexpr bool kFused = HWY_TARGET <= HWY_AVX2;  // MulAdd is one instruction
+
+// No instruction. The sums have new values only now, and what they were made of still has its own:
+// else GCC puts sums into the registers of their operands, and copies or spills them later.
+template <class V>
+HWY_INLINE void keep_in_place(V (&sums)[2], V x, V y, V z) {
+  __asm__("" : "+v"(sums[0].raw), "+v"(sums[1].raw) : "v"(x.raw), "v"(y.raw), "v"(z.raw));
+}
+
 // Two bf16 along K in each 32 bits: one is a shift away from f32, the other a mask.
 struct PairsOfBF16 : Sums<float> {
   using A = float;
@@ -74,21 +68,31 @@ struct PairsOfBF16 : Sums<float> {
   static constexpr Packed kA = Packed::kF32, kB = Packed::kBF16;
   static constexpr int kDepth = 2;
 
+  using U = hn::RebindToUnsigned<D>;
+  static HWY_INLINE hn::Vec<U> pairs(const B* b) {
+    return hn::LoadU(U(), reinterpret_cast<const uint32_t*>(b));
+  }
+  static HWY_INLINE Sum first(const B* b) { return hn::BitCast(D(), hn::ShiftLeft<16>(pairs(b))); }
+  static HWY_INLINE Sum second(const B* b) {
+    return hn::BitCast(D(), hn::And(pairs(b), hn::Set(U(), 0xffff0000u)));
+  }
+
+  template <int rows>
+  static HWY_INLINE void add_products(const A* a, Sum b0, Sum b1, Sum (&sums)[rows][2]) {
+    unrolled<rows>([&](int r) CAPIBARA_INLINE {
+      const Sum x = hn::Set(D(), a[2 * r]);
+      sums[r][0] = hn::MulAdd(x, b0, sums[r][0]);
+      sums[r][1] = hn::MulAdd(x, b1, sums[r][1]);
+      if constexpr (kFused) keep_in_place(sums[r], x, b0, b1);
+    });
+  }
+
   template <int rows>
   static HWY_INLINE void multiply(const A* a, const B* b, Sum (&sums)[rows][2]) {
-    const hn::RebindToUnsigned<D> du;
-    const auto bits = [&](int v) CAPIBARA_INLINE {
-      uint32_t const* p = reinterpret_cast<const uint32_t*>(b) + v * kLanes;
-      return hn::LoadU(du, p);
-    };
-    const auto low = [&](int v)
-                         CAPIBARA_INLINE { return hn::BitCast(D(), hn::ShiftLeft<16>(bits(v))); };
-    multiply_add<rows, 2>(a, low(0), low(1), sums);
-    __asm__("" : "+r"(b) : "v"(sums[rows - 1][1].raw));
-    const auto mask = hn::Set(du, 0xffff0000u);
-    const auto high = [&](int v)
-                          CAPIBARA_INLINE { return hn::BitCast(D(), hn::And(bits(v), mask)); };
-    multiply_add<rows, 2>(a + 1, high(0), high(1), sums);
+    add_products<rows>(a, first(b), first(b + 2 * kLanes), sums);
+    // No instruction: B is loaded again rather than kept, for which there are no registers.
+    if constexpr (kFused) __asm__("" : "+r"(b) : "v"(sums[rows - 1][1].raw));
+    add_products<rows>(a + 1, second(b), second(b + 2 * kLanes), sums);
   }
 };
 
@@ -99,20 +103,26 @@ struct PairsOfInt8 : Sums<int32_t> {
   static constexpr Packed kA = Packed::kI16, kB = Packed::kI8;
   static constexpr int kDepth = 2;
 
+  using D16 = hn::Repartition<int16_t, D>;
+  static HWY_INLINE hn::Vec<D16> pairs(const B* b) {
+    return hn::PromoteTo(D16(), hn::LoadU(hn::Rebind<int8_t, D16>(), b));
+  }
+  static HWY_INLINE Sum product(hn::Vec<D16> x, hn::Vec<D16> y) {
+    Sum none = zero();
+    return hn::ReorderWidenMulAccumulate(D(), x, y, zero(), none);
+  }
+
   template <int rows>
   static HWY_INLINE void multiply(const A* a, const B* b, Sum (&sums)[rows][2]) {
-    const hn::Repartition<int16_t, D> d16;
-    const hn::Rebind<int8_t, decltype(d16)> d8;
-    const auto b0 = hn::PromoteTo(d16, hn::LoadU(d8, b));
-    const auto b1 = hn::PromoteTo(d16, hn::LoadU(d8, b + 2 * kLanes));
+    const auto b0 = pairs(b), b1 = pairs(b + 2 * kLanes);
     unrolled<rows>([&](int r) CAPIBARA_INLINE {
       int32_t pair;
       std::memcpy(&pair, a + 2 * r, sizeof pair);
-      const auto x = hn::BitCast(d16, hn::Set(D(), pair));
-      Sum unused = zero();
-      sums[r][0] = hn::ReorderWidenMulAccumulate(D(), x, b0, sums[r][0], unused);
-      sums[r][1] = hn::ReorderWidenMulAccumulate(D(), x, b1, sums[r][1], unused);
-      __asm__("" : "+v"(sums[r][0].raw), "+v"(sums[r][1].raw));
+      const auto x = hn::BitCast(D16(), hn::Set(D(), pair));
+      const Sum p0 = product(x, b0), p1 = product(x, b1);
+      sums[r][0] = hn::Add(sums[r][0], p0);
+      sums[r][1] = hn::Add(sums[r][1], p1);
+      keep_in_place(sums[r], p0, p1, p1);
     });
   }
 };

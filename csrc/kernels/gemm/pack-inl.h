@@ -73,29 +73,51 @@ HWY_INLINE void store_integers(P* p, Pair<FullF32> x, Part part) {
   std::memcpy(p, buffer, part.count * sizeof(P));
 }
 
-// n consecutive elements of one line; `factor` for integers alone.
-using ConvertFn = void(const void* from, size_t n, float factor, void* to);
+// Some lines, or some of their elements; all strides in bytes.
+struct Stretch {
+  size_t lines, length;
+  const void* from;
+  ptrdiff_t from_stride;
+  const float* factors;  // of integers alone
+  void* to;
+  ptrdiff_t to_stride;
+};
+using ConvertFn = void(const Stretch& s);
 
 template <class T, class P>
-void convert(const void* from, size_t n, [[maybe_unused]] float factor, void* to) {
+void convert(const Stretch& stretch) {
   const FullF32 d;
-  const T* x = static_cast<const T*>(from);
-  P* packed = static_cast<P*>(to);
-  for_each_extent(d, n, [&](size_t i, auto extent) CAPIBARA_INLINE {
-    const auto v = load<Order::kSequential>(d, x + i, extent);
-    if constexpr (std::is_integral_v<P>) {
-      const auto f = hn::Set(d, factor);
-      const auto scaled = map(v, [&](auto a) CAPIBARA_INLINE { return hn::Mul(a, f); });
-      store_integers(packed + i, scaled, extent);
-    } else {
-      store<Order::kSequential>(d, packed + i, v, extent);
-    }
-  });
+  const Stretch s = stretch;  // which stores of bytes could change
+  const char* from = static_cast<const char*>(s.from);
+  char* to = static_cast<char*>(s.to);
+  for (size_t line = 0; line < s.lines; ++line) {
+    const T* x = reinterpret_cast<const T*>(from);
+    P* packed = reinterpret_cast<P*>(to);
+    [[maybe_unused]] const auto factor = hn::Set(d, std::is_integral_v<P> ? s.factors[line] : 1.0f);
+    for_each_extent(d, s.length, [&](size_t i, auto extent) CAPIBARA_INLINE {
+      const auto v = load<Order::kSequential>(d, x + i, extent);
+      if constexpr (std::is_integral_v<P>) {
+        const auto scaled = map(v, [&](auto a) CAPIBARA_INLINE { return hn::Mul(a, factor); });
+        store_integers(packed + i, scaled, extent);
+      } else {
+        store<Order::kSequential>(d, packed + i, v, extent);
+      }
+    });
+    from += s.from_stride;
+    to += s.to_stride;
+  }
 }
 
 template <size_t size>
-void copy(const void* from, size_t n, float, void* to) {
-  std::memcpy(to, from, n * size);
+void copy(const Stretch& stretch) {
+  const Stretch s = stretch;
+  const char* from = static_cast<const char*>(s.from);
+  char* to = static_cast<char*>(s.to);
+  for (size_t line = 0; line < s.lines; ++line) {
+    std::memcpy(to, from, s.length * size);
+    from += s.from_stride;
+    to += s.to_stride;
+  }
 }
 
 struct Conversion {

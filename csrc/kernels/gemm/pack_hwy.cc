@@ -10,8 +10,8 @@ namespace capibara {
 namespace CAPIBARA_ISA {
 namespace {
 
-// Of one line, converted at a time: with eight lines, a buffer of up to 8 KB.
-constexpr int64_t kChunk = 256;
+// What is converted of a line at a time: with eight lines, 8 KB that stay in level 1.
+constexpr int64_t kChunkBytes = 1024;
 constexpr int64_t kLines = 8;
 constexpr int64_t kLargestAtom = 32;
 
@@ -20,7 +20,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Lines of `to_size` * kChunk bytes, and an atom more: what is interleaved is whole atoms and
 // blocks.
 struct LineBuffer {
-  static constexpr int64_t kStride = kChunk * 4 + kLargestAtom;
+  static constexpr int64_t kStride = kChunkBytes + kLargestAtom;
   HWY_ALIGN char bytes[kLines * kStride];
 
   char* line(int64_t i) { return bytes + i * kStride; }
@@ -37,6 +37,7 @@ class Packer {
         to_size_(static_cast<int64_t>(conversion_.to_size)),
         atom_(depth_ * to_size_),
         row_(a.panel_lines * atom_),
+        chunk_(kChunkBytes / to_size_),
         panel_(static_cast<char*>(a.panel)) {}
 
   void pack_lines() const {
@@ -50,20 +51,14 @@ class Packer {
   }
 
   void pack_columns() const {
-    int64_t done = 0;
-    // Blocks of 16 bytes are read, so there must be one in a row.
-    if (conversion_.copies && a_.lines * to_size_ >= 16) {
-      done = a_.length / depth_;
-      rows_function()(at(0, 0), a_.stride * from_size_, static_cast<size_t>(a_.lines),
-                      static_cast<size_t>(done), panel_, static_cast<size_t>(row_));
-      const int64_t written = a_.lines * atom_;
-      for (int64_t group = 0; written < row_ && group < done; ++group) {
-        fill_zeros(panel_ + group * row_ + written, row_ - written);
-      }
+    const int64_t done = pack_whole_groups();
+    const int64_t written = a_.lines * atom_;
+    for (int64_t group = 0; written < row_ && group < done; ++group) {
+      fill_zeros(panel_ + group * row_ + written, row_ - written);
     }
     for (int64_t group = done; group < divide_up(a_.length, depth_); ++group) {
-      for (int64_t column = 0; column < a_.panel_lines; column += kChunk) {
-        pack_some_columns(group, column, std::min(kChunk, a_.panel_lines - column));
+      for (int64_t column = 0; column < a_.panel_lines; column += chunk_) {
+        pack_some_columns(group, column, std::min(chunk_, a_.panel_lines - column));
       }
     }
   }
@@ -75,13 +70,22 @@ class Packer {
   void fill_zeros(char* p, int64_t bytes) const {
     std::memset(p, zero_, static_cast<size_t>(bytes));
   }
-  float factor(int64_t line) const { return a_.to < Packed::kI8 ? 1.0f : a_.factors[line]; }
-  InterleaveRowsFn* rows_function() const {
-    return interleaving_of_rows(static_cast<size_t>(to_size_), a_.depth);
+  // `length` elements of each of so many lines, from (row, column) of x on.
+  void convert(int64_t row, int64_t column, int64_t lines, int64_t length, char* to,
+               int64_t to_stride) const {
+    const float* factors = a_.to < Packed::kI8 ? nullptr : a_.factors + row;
+    conversion_.run({static_cast<size_t>(lines), static_cast<size_t>(length), at(row, column),
+                     a_.stride * from_size_, factors, to, to_stride});
+  }
+  void interleave_rows(const char* x, int64_t stride, int64_t columns, int64_t groups,
+                       char* panel) const {
+    const auto n = static_cast<size_t>(columns);
+    interleaving_of_rows(static_cast<size_t>(to_size_), a_.depth, n)(
+        x, stride, n, static_cast<size_t>(groups), panel, static_cast<size_t>(row_));
   }
 
   void pack_single() const {
-    conversion_.run(a_.x, static_cast<size_t>(a_.length), factor(0), panel_);
+    convert(0, 0, 1, a_.length, panel_, 0);
     const int64_t rest = divide_up(a_.length, depth_) * depth_ - a_.length;
     if (rest) fill_zeros(panel_ + a_.length * to_size_, rest * to_size_);
   }
@@ -100,16 +104,28 @@ class Packer {
     }
     LineBuffer buffer;
     for (int64_t i = lines; i < interleaving.lines; ++i) fill_zeros(buffer.line(i), buffer.kStride);
-    for (; k < a_.length; k += kChunk) {
-      const int64_t count = std::min(kChunk, a_.length - k);
-      for (int64_t i = 0; i < lines; ++i) {
-        conversion_.run(at(first + i, k), static_cast<size_t>(count), factor(first + i),
-                        buffer.line(i));
-        if (count < kChunk) fill_zeros(buffer.line(i) + count * to_size_, kLargestAtom);
+    for (; k < a_.length; k += chunk_) {
+      const int64_t count = std::min(chunk_, a_.length - k);
+      convert(first, k, lines, count, buffer.bytes, buffer.kStride);
+      for (int64_t i = 0; count < chunk_ && i < lines; ++i) {
+        fill_zeros(buffer.line(i) + count * to_size_, kLargestAtom);
       }
       interleaving.run(buffer.bytes, buffer.kStride, static_cast<size_t>(divide_up(count, depth_)),
                        panel + k / depth_ * row_, static_cast<size_t>(row_));
     }
+  }
+
+  // All columns that exist, in as many groups as can be done at once: how many.
+  int64_t pack_whole_groups() const {
+    // Blocks of 16 bytes are read, so there must be one in a row.
+    if (conversion_.copies && a_.lines * to_size_ >= 16) {
+      const int64_t groups = a_.length / depth_;
+      interleave_rows(at(0, 0), a_.stride * from_size_, a_.lines, groups, panel_);
+      return groups;
+    }
+    if (depth_ > 1) return 0;
+    convert(0, 0, a_.length, a_.lines, panel_, row_);
+    return a_.length;
   }
 
   // `count` columns of a group of rows from `column` on; those that do not exist are zero.
@@ -119,13 +135,11 @@ class Packer {
     LineBuffer buffer;
     for (int64_t i = 0; i < depth_; ++i) {
       const int64_t k = group * depth_ + i, exist = k < a_.length ? columns : 0;
-      char* const line = depth_ == 1 ? panel : buffer.line(i);
-      if (exist) conversion_.run(at(k, column), static_cast<size_t>(exist), 1.0f, line);
-      fill_zeros(line + exist * to_size_, (count - exist) * to_size_);
+      if (exist) convert(k, column, 1, exist, buffer.line(i), 0);
+      fill_zeros(buffer.line(i) + exist * to_size_, (count - exist) * to_size_);
     }
-    if (depth_ == 1) return;
     if (count * to_size_ >= 16) {
-      return rows_function()(buffer.bytes, buffer.kStride, static_cast<size_t>(count), 1, panel, 0);
+      return interleave_rows(buffer.bytes, buffer.kStride, count, 1, panel);
     }
     for (int64_t j = 0; j < count; ++j) {
       for (int64_t i = 0; i < depth_; ++i) {
@@ -140,10 +154,29 @@ class Packer {
   const int zero_;
   const int64_t depth_, from_size_, to_size_;
   const int64_t atom_, row_;  // bytes
+  const int64_t chunk_;       // elements
   char* const panel_;
 };
 
 // ---------------------------------------------------------------- scales
+
+#if HWY_ARCH_ARM_A64
+HWY_INLINE void load_four(hn::ScalableTag<uint16_t>, const uint16_t* p,
+                          hn::Vec<hn::ScalableTag<uint16_t>>* v) {
+  const uint16x8x4_t four = vld1q_u16_x4(p);
+  for (size_t k = 0; k < 4; ++k) v[k].raw = four.val[k];
+}
+HWY_INLINE void load_four(hn::ScalableTag<uint32_t>, const uint32_t* p,
+                          hn::Vec<hn::ScalableTag<uint32_t>>* v) {
+  const uint32x4x4_t four = vld1q_u32_x4(p);
+  for (size_t k = 0; k < 4; ++k) v[k].raw = four.val[k];
+}
+#else
+template <class D>
+HWY_INLINE void load_four(D d, const hn::TFromD<D>* p, hn::Vec<D>* v) {
+  for (size_t k = 0; k < 4; ++k) v[k] = hn::LoadU(d, p + k * hn::Lanes(d));
+}
+#endif
 
 // max |x| as bits: of numbers without their sign, the order is that of the integers they are stored
 // as, with NaN above infinity.
@@ -151,30 +184,35 @@ template <class T>
 uint32_t largest_magnitude(const T* x, size_t n) {
   using Bits = hwy::UnsignedFromSize<sizeof(T)>;
   const hn::ScalableTag<Bits> d;
-  constexpr Bits kMagnitude = static_cast<Bits>(~Bits{0}) >> 1;
-  const size_t lanes = hn::Lanes(d);
-  const auto mask = hn::Set(d, kMagnitude);
-  const Bits* bits = reinterpret_cast<const Bits*>(x);
+  using V = hn::Vec<decltype(d)>;
   constexpr size_t kTotals = 4;
-  Vecs<decltype(d), kTotals> largest;
-  for (size_t k = 0; k < kTotals; ++k) largest.v[k] = hn::Zero(d);
-  const auto add = [&](size_t k, const Bits* p) CAPIBARA_INLINE {
-    largest.v[k] = hn::Max(largest.v[k], hn::And(hn::LoadU(d, p), mask));
-  };
-  size_t i = 0;
-  for (; i + kTotals * lanes <= n; i += kTotals * lanes) {
-    for (size_t k = 0; k < kTotals; ++k) add(k, bits + i + k * lanes);
+  const size_t lanes = hn::Lanes(d);
+  const V mask = hn::Set(d, static_cast<Bits>(~Bits{0}) >> 1);
+  const Bits* p = reinterpret_cast<const Bits*>(x);
+  V largest[kTotals];
+  for (V& v : largest) v = hn::Zero(d);
+  const auto add = [&](V& total, V v) CAPIBARA_INLINE { total = hn::Max(total, hn::And(v, mask)); };
+  for (size_t steps = n / (kTotals * lanes); steps != 0; --steps) {
+    V loaded[kTotals];
+    load_four(d, p, loaded);
+    for (size_t k = 0; k < kTotals; ++k) add(largest[k], loaded[k]);
+    p += kTotals * lanes;
   }
-  for (; i + lanes <= n; i += lanes) add(0, bits + i);
-  if (i < n && n >= lanes) {
-    add(0, bits + n - lanes);  // some once more
-  } else if (i < n) {
+  size_t left = n % (kTotals * lanes);
+  for (; left >= lanes; left -= lanes) {
+    add(largest[0], hn::LoadU(d, p));
+    p += lanes;
+  }
+  if (left != 0) {
     Bits buffer[hn::MaxLanes(d)] = {};
-    std::memcpy(buffer, bits, n * sizeof(T));
-    add(0, buffer);
+    std::memcpy(buffer, p, left * sizeof(T));
+    add(largest[0], hn::LoadU(d, buffer));
   }
-  const auto all =
-      hn::Max(hn::Max(largest.v[0], largest.v[1]), hn::Max(largest.v[2], largest.v[3]));
+  const V all = hn::Max(hn::Max(largest[0], largest[1]), hn::Max(largest[2], largest[3]));
+#if HWY_ARCH_ARM_A64
+  if constexpr (sizeof(T) == 2) return vmaxvq_u16(all.raw);
+  if constexpr (sizeof(T) == 4) return vmaxvq_u32(all.raw);
+#endif
   Bits each[hn::MaxLanes(d)], result = 0;
   hn::StoreU(all, d, each);
   for (size_t k = 0; k < lanes; ++k) result = each[k] > result ? each[k] : result;

@@ -41,14 +41,6 @@ CAPIBARA_INLINE inline void unrolled(const F& f) {
 // keep two pipes of latency 4 busy, where the panels are in a cache.
 constexpr int sets_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
-// From memory, few rows are bound by how fast B arrives, and cores fetch too little ahead on their
-// own. Past the panel follows, as a rule, the next one.
-#ifndef PFB
-#define PFB 1024
-#define HINT 3
-#endif
-constexpr int kPrefetchRows = 3, kPrefetchBytes = PFB;
-
 template <class Op, int rows>
 void tile(int64_t steps, const void* a_panel, const void* b_panel, void* c, int64_t ldc,
           bool accumulate) {
@@ -63,12 +55,6 @@ void tile(int64_t steps, const void* a_panel, const void* b_panel, void* c, int6
     unrolled<rows>([&](int r) CAPIBARA_INLINE { sums[s][r][0] = sums[s][r][1] = Op::zero(); });
   });
   for (; steps >= sets; steps -= sets) {
-    if constexpr (rows <= kPrefetchRows) {
-      constexpr int kLines = (sets * kStepB * static_cast<int>(sizeof(*b)) + 63) / 64;
-      unrolled<kLines>([&](int line) CAPIBARA_INLINE {
-        __builtin_prefetch(reinterpret_cast<const char*>(b) + kPrefetchBytes + 64 * line, 0, HINT);
-      });
-    }
     unrolled<sets>([&](int s) CAPIBARA_INLINE {
       Op::template multiply<rows>(a + s * kStepA, b + s * kStepB, sums[s]);
     });

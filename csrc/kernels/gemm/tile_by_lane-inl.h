@@ -17,9 +17,7 @@ namespace {
 // Steps an iteration. With 16, counter, pointers and branch are 4 instructions beside 288.
 constexpr int kSteps = 16;
 
-constexpr int sets_of(int rows) {
-  return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 5 ? 2 : 1;
-}
+constexpr int sets_of(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 5 ? 2 : 1; }
 
 // Op says what a step is; its members stand in the sources that include this:
 //   Mark              for CAPIBARA_LOOP

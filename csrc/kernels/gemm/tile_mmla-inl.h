@@ -47,9 +47,8 @@ void tile(int64_t steps, const void* a, const void* b, void* c, int64_t ldc, boo
       const char* from = left + k * bytes_a + 16 * p;
       va[p] = rows == 1 ? Op::load_half(from) : Op::load(from);
     });
-    unrolled<kColumnPairs>([&](auto q) CAPIBARA_INLINE {
-      vb[q] = Op::load(right + k * kBytesB + 16 * q);
-    });
+    unrolled<kColumnPairs>([&](auto q)
+                               CAPIBARA_INLINE { vb[q] = Op::load(right + k * kBytesB + 16 * q); });
     unrolled<chains>([&](auto i) CAPIBARA_INLINE {
       Sum& sum = sums[k % sets][i];
       sum = Op::multiply(sum, va[i / kColumnPairs], vb[i % kColumnPairs]);
