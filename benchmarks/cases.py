@@ -28,8 +28,16 @@ OPS = (
     "silu_and_mul",
     "gelu_tanh_and_mul",
     "gelu_and_mul",
+    "linear",
+    "linear_int8",
 )
 TOKENS = (1, 16, 128, 1024)
+# Of the linear layers, tokens x output features x input features: a layer of an 8B model for one
+# request and for several, for prompts, and a cube.
+LINEAR_SHAPES = (
+    *((tokens, HIDDEN, HIDDEN) for tokens in TOKENS),
+    (1024, 1024, 1024),
+)
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 # Rows of a result that are compared with the reference; every operator works row by row.
@@ -51,9 +59,21 @@ class Case:
     tokens: int
     threads: int = 1
     intermediate: int = 14336  # columns of the gated activations' results
+    outputs: int = HIDDEN  # of a linear layer
+    features: int = HIDDEN  # its inputs
 
     def __str__(self) -> str:
-        return f"{self.op}-{self.dtype}-{self.tokens}-{self.threads}"
+        return f"{self.op}-{self.dtype}-{self.shape}-{self.threads}"
+
+    @property
+    def linear(self) -> bool:
+        return self.op.startswith("linear")
+
+    @property
+    def shape(self) -> str:
+        if self.linear:
+            return f"{self.tokens}x{self.outputs}x{self.features}"
+        return str(self.tokens)
 
     @property
     def in_place(self) -> tuple[str, ...]:
@@ -70,6 +90,10 @@ class Case:
     def bytes_moved(self) -> int:
         """Bytes that the operator has to read and to write, each once."""
         size = DTYPES[self.dtype].itemsize
+        if self.linear:
+            weight = 1 if self.op == "linear_int8" else size
+            activations = self.tokens * (self.features + self.outputs)
+            return weight * self.features * self.outputs + size * activations
         if self.op == "fused_add_rms_norm":
             row, constant = 4 * HIDDEN, HIDDEN
         elif self.op == "softmax":
@@ -105,6 +129,12 @@ class Case:
             )
         if self.op.endswith("and_mul"):
             return Inputs(case=self, gate_up=normal(self.tokens, 2 * self.intermediate))
+        if self.linear:
+            return Inputs(
+                case=self,
+                x=normal(self.tokens, self.features),
+                weight=normal(self.outputs, self.features),
+            )
         return Inputs(
             case=self,
             x=normal(self.tokens, HIDDEN),
@@ -151,6 +181,10 @@ def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
             return (reference.layer_norm(a["x"], a["weight"], EPS),)
         case "softmax":
             return (reference.softmax(a["x"]),)
+        case "linear":
+            return (a["x"] @ a["weight"].T,)
+        case "linear_int8":
+            return (reference.linear_int8(a["x"], a["weight"]),)
         case "silu_and_mul":
             return (reference.silu_and_mul(a["gate_up"]),)
         case "gelu_and_mul":

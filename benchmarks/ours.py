@@ -69,7 +69,7 @@ def _gated_out(a: Inputs) -> Call:
     return lambda: (op(out, gate_up, None), out)[1]
 
 
-def _array(x: torch.Tensor) -> Any:
+def array(x: torch.Tensor) -> Any:
     """The same memory as a NumPy array."""
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -78,37 +78,37 @@ def _array(x: torch.Tensor) -> Any:
 
 @contender(_NORMS, "ours", "NumPy out")
 def _norm_array(a: Inputs) -> Call:
-    op, x, weight = getattr(capibara_axion, a.case.op), _array(a.x), _array(a.weight)
+    op, x, weight = getattr(capibara_axion, a.case.op), array(a.x), array(a.weight)
     result = torch.empty_like(a.x)
-    out = _array(result)
+    out = array(result)
     return lambda: (op(x, weight, EPS, out), result)[1]
 
 
 @contender("fused_add_rms_norm", "ours", "NumPy in place", in_place=True)
 def _fused_add_rms_norm_array(a: Inputs) -> Call:
-    x, residual, weight = _array(a.x), _array(a.residual), _array(a.weight)
+    x, residual, weight = array(a.x), array(a.residual), array(a.weight)
     return lambda: capibara_axion.fused_add_rms_norm(x, residual, weight, EPS)
 
 
 @contender("softmax", "ours", "NumPy out")
 def _softmax_array(a: Inputs) -> Call:
-    x, result = _array(a.x), torch.empty_like(a.x)
-    out = _array(result)
+    x, result = array(a.x), torch.empty_like(a.x)
+    out = array(result)
     return lambda: (capibara_axion.softmax(x, out=out), result)[1]
 
 
 @contender(ROPES, "ours", "NumPy in place", in_place=True)
 def _rope_array(a: Inputs) -> Call:
-    q, k, cache, positions = _array(a.q), _array(a.k), _array(a.cos_sin_cache), a.positions.numpy()
+    q, k, cache, positions = array(a.q), array(a.k), array(a.cos_sin_cache), a.positions.numpy()
     neox = a.case.neox
     return lambda: capibara_axion.rope(q, k, cache, positions, head_dim=HEAD_DIM, neox=neox)
 
 
 @contender(GATED, "ours", "NumPy out")
 def _gated_array(a: Inputs) -> Call:
-    gate_up = _array(a.gate_up)
+    gate_up = array(a.gate_up)
     result = a.gate_up.new_empty(a.gate_up.shape[0], a.case.intermediate)
-    out = _array(result)
+    out = array(result)
     if a.case.op == "silu_and_mul":
         return lambda: (capibara_axion.silu_and_mul(gate_up, out=out), result)[1]
     approximate = "tanh" if a.case.op == "gelu_tanh_and_mul" else "none"

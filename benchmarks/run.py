@@ -25,8 +25,9 @@ from rich.table import Table
 
 import cases
 import contenders
+import linear_contenders  # noqa: F401  the peers enter themselves into the registry
 import machine
-import numpy_peers  # noqa: F401  the peers enter themselves into the registry
+import numpy_peers  # noqa: F401
 import ours  # noqa: F401
 import timing
 import torch_peers  # noqa: F401
@@ -47,6 +48,7 @@ def main() -> int:
     found = machine.describe(malloc)
     has_vllm = importlib.util.find_spec("vllm") is not None
     if has_vllm:
+        import vllm_linear_peers  # noqa: F401
         import vllm_peers  # noqa: F401
     compiled = has_vllm and not arguments.quick
     selected = list(_selected(arguments))
@@ -61,7 +63,7 @@ def main() -> int:
     ]
     result = found | {"unit": "microseconds a call, median", "rows": rows}
     _print(result)
-    whole = len(selected) == len(cases.OPS) * len(cases.DTYPES) * len(cases.TOKENS) * 2
+    whole = selected == list(_selected(_parser().parse_args([])))
     output = arguments.output or (machine.RESULTS / "ops.json" if whole else None)
     if output:
         machine.write(result, output)
@@ -101,13 +103,21 @@ def _selected(arguments: argparse.Namespace) -> Iterator[Case]:
     tokens = arguments.tokens or (_QUICK_TOKENS if arguments.quick else cases.TOKENS)
     cores = len(os.sched_getaffinity(0))
     threads = [count for count in arguments.threads if count <= cores]
-    for op, dtype, count in itertools.product(arguments.op, arguments.dtype, tokens):
-        for thread_count in threads:
-            yield Case(op, dtype, count, thread_count)
+    for op, dtype in itertools.product(arguments.op, arguments.dtype):
+        linear = op.startswith("linear")
+        for shape in cases.LINEAR_SHAPES if linear else [(count,) for count in tokens]:
+            if linear and arguments.tokens and shape[0] not in arguments.tokens:
+                continue
+            for count in threads:
+                yield Case(op, dtype, shape[0], count, **_layer(*shape[1:]))
+
+
+def _layer(outputs: int = cases.HIDDEN, features: int = cases.HIDDEN) -> dict[str, int]:
+    return {"outputs": outputs, "features": features}
 
 
 def _with_inputs(selected: Iterable[Case]) -> Iterator[tuple[Case, cases.Inputs]]:
-    for _, same in itertools.groupby(selected, lambda case: (case.op, case.dtype, case.tokens)):
+    for _, same in itertools.groupby(selected, lambda case: (case.op, case.dtype, case.shape)):
         inputs = None
         for case in same:
             inputs = inputs or case.inputs()
@@ -145,6 +155,7 @@ def _measure(
         "op": case.op,
         "dtype": case.dtype,
         "tokens": case.tokens,
+        "shape": case.shape,
         "threads": case.threads,
         "bytes": case.bytes_moved,
         "others_share": round(others.share(), 3),
@@ -178,7 +189,7 @@ def _us(seconds: float) -> float:
 
 def _print(result: dict[str, Any]) -> None:
     table = Table(title=machine.title("microseconds a call (median)", result), title_justify="left")
-    for heading in ("op", "dtype", "T", "threads"):
+    for heading in ("op", "dtype", "shape", "threads"):
         table.add_column(heading, justify="left" if heading in ("op", "dtype") else "right")
     for heading in (
         "ours",
@@ -214,7 +225,8 @@ def _is_disturbed(row: dict[str, Any]) -> bool:
 
 def _cells(row: dict[str, Any]) -> Iterator[str]:
     figures = row["contenders"]
-    yield from (row["op"], row["dtype"], str(row["tokens"]), str(row["threads"]))
+    shape = row.get("shape", str(row["tokens"]))
+    yield from (row["op"], row["dtype"], shape, str(row["threads"]))
     own = figures[row["ours"]]
     yield ("*" if _is_disturbed(row) else "") + _short(own["us"])
     yield "-".join(map(_short, own["quartiles"]))

@@ -19,8 +19,9 @@ import pytest
 import torch
 
 import cases
+import linear_contenders  # noqa: F401  the peers enter themselves into the registry
 import machine
-import numpy_peers  # noqa: F401  the peers enter themselves into the registry
+import numpy_peers  # noqa: F401
 import ours  # noqa: F401
 import timing
 import torch_peers  # noqa: F401
@@ -28,6 +29,7 @@ from cases import Case
 from contenders import Contender, Prepared, contenders
 
 if importlib.util.find_spec("vllm"):
+    import vllm_linear_peers  # noqa: F401
     import vllm_peers  # noqa: F401
 
 machine.tune_malloc()

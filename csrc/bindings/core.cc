@@ -8,6 +8,7 @@
 #include "bindings/torch.h"
 #include "cpu/features.h"
 #include "cpu/isa.h"
+#include "ops/gemm_backend.h"
 #include "ops/parallel.h"
 #include "ops/registry.h"
 
@@ -64,6 +65,26 @@ py::dict call_counts() {
   return counts;
 }
 
+py::dict describe_gemm_backends() {
+  py::list crossovers;
+  for (const Crossover& row : gemm_crossovers()) {
+    py::dict entry;
+    entry["type"] = name_of(row.type);
+    entry["least_m"] = row.least_m;
+    entry["most_m"] = row.most_m;
+    if (row.most_m == Crossover::kAny) entry["most_m"] = py::none();
+    entry["least_weights"] = row.least_weights;
+    entry["backend"] = name_of(row.backend);
+    entry["measured"] = row.measured;
+    crossovers.append(entry);
+  }
+  py::dict backends;
+  backends["choice"] = name_of(gemm_choice());
+  backends["acl"] = acl_version();
+  backends["crossovers"] = crossovers;
+  return backends;
+}
+
 void set_threads(int threads) {
   if (threads < 0 || threads > 4096) {
     throw std::invalid_argument("threads: expected 1 to 4096, or 0 for OpenMP's own setting, got " +
@@ -84,8 +105,10 @@ PYBIND11_MODULE(_core, m) {
       PyErr_SetString(PyExc_TypeError, mismatch.what());
     }
   });
-  chosen_isa();  // a mistaken CAPIBARA_AXION_ISA or _NUM_THREADS fails the import, not a later call
+  // A mistaken CAPIBARA_AXION_ISA, _NUM_THREADS or _GEMM fails the import, not a later call.
+  chosen_isa();
   num_threads_setting();
+  gemm_choice();
 
   m.attr("__version__") = CAPIBARA_VERSION;
   m.attr("compiler") = CAPIBARA_COMPILER;
@@ -94,6 +117,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("cpu", &describe_cpu);
   m.def("isas", &describe_isas);
   m.def("ops", &describe_ops);
+  m.def("gemm_backends", &describe_gemm_backends);
   m.def("chosen_isa", [] { return info_of(chosen_isa()).name; });
   m.def("call_counts", &call_counts);
   m.def("reset_call_counts", &reset_calls);

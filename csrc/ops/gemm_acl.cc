@@ -143,20 +143,28 @@ void finish(const GemmCall& call, int64_t row, int64_t rows, const void* sums, i
             call.y_stride});
 }
 
-void run(acl::Gemm& gemm, const GemmCall& call) {
+bool run(acl::Gemm& gemm, const GemmCall& call) {
   thread_local Scratch memory;
   const DType tensors = tensors_of(call.type);
   const MatrixView x = rounded(call.type, call.x, call.m, call.k, memory);
   fill_rows(x, call.m, call.k, {tensors, static_cast<char*>(gemm.a()), gemm.a_stride()});
-  gemm.run();
+  std::string reason;
+  if (!gemm.run(&reason)) {
+    say_once(call.type, reason);
+    return false;
+  }
   g_runs.fetch_add(1, std::memory_order_relaxed);
-  if (tensors == DType::kF32) return finish(call, 0, call.m, gemm.y(), gemm.y_stride());
+  if (tensors == DType::kF32) {
+    finish(call, 0, call.m, gemm.y(), gemm.y_stride());
+    return true;
+  }
   auto* const sums = static_cast<float*>(memory.get(static_cast<size_t>(call.n) * sizeof(float)));
   const MatrixView y = {tensors, gemm.y(), gemm.y_stride()};
   for (int64_t r = 0; r < call.m; ++r) {
     convert(tensors, row_of(y, r), call.n, DType::kF32, sums);
     finish(call, r, 1, sums, call.n);
   }
+  return true;
 }
 
 // ---------------------------------------------------------------- prepared weights
@@ -201,6 +209,12 @@ class Kept {
     drop_oldest();
   }
 
+  void set_bounds(const AclBounds& bounds) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    bounds_ = bounds;
+    drop_oldest();
+  }
+
   AclUse use() {
     const std::lock_guard<std::mutex> guard(mutex_);
     return {g_runs.load(std::memory_order_relaxed), items_.size(), bytes_};
@@ -215,7 +229,7 @@ class Kept {
 
   // One that is running lives on until it has run.
   void drop_oldest() {
-    while (items_.size() > kMostKeptByAcl || bytes_ > kMostBytesKeptByAcl) {
+    while (items_.size() > bounds_.entries || bytes_ > bounds_.bytes) {
       bytes_ -= items_.back().bytes;
       items_.pop_back();
     }
@@ -224,6 +238,7 @@ class Kept {
   std::mutex mutex_;
   std::list<Item> items_;  // the most recently used first
   int64_t bytes_ = 0;
+  AclBounds bounds_ = kAclBounds;
 };
 
 Kept& kept() {
@@ -237,8 +252,7 @@ bool gemm_by_acl(const GemmCall& call) {
   if (call.type == GemmType::kInt8 || call.k == 0) return false;
   if (!call.packed) {
     const auto gemm = prepare(call);
-    if (gemm) run(*gemm, call);
-    return gemm != nullptr;
+    return gemm && run(*gemm, call);
   }
   const auto found = kept().find(static_cast<const PackedHeader*>(call.packed)->id, call.m);
   if (!found.lock) return false;
@@ -247,11 +261,13 @@ bool gemm_by_acl(const GemmCall& call) {
     entry.gemm = prepare(call);
     if (entry.gemm) kept().set_bytes(&entry, entry.gemm->bytes());
   }
-  if (entry.gemm) run(*entry.gemm, call);
-  return entry.gemm != nullptr;
+  if (entry.gemm && run(*entry.gemm, call)) return true;
+  entry.gemm = nullptr;
+  return false;
 }
 
 AclUse acl_use() { return kept().use(); }
+void set_acl_bounds(const AclBounds& bounds) { kept().set_bounds(bounds); }
 
 }  // namespace capibara
 
@@ -261,6 +277,7 @@ namespace capibara {
 
 bool gemm_by_acl(const GemmCall&) { return false; }
 AclUse acl_use() { return {}; }
+void set_acl_bounds(const AclBounds&) {}
 
 }  // namespace capibara
 

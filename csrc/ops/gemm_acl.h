@@ -15,10 +15,15 @@
 namespace capibara {
 
 // What is kept of packed weights: for each pair of weights and m, which ACL prepares for, one copy
-// of the weights and room for x and y. The least recently used goes first, also after the weights
-// themselves are gone. Weights that are not packed are prepared in every call.
-constexpr size_t kMostKeptByAcl = 64;
-constexpr int64_t kMostBytesKeptByAcl = int64_t{512} << 20;
+// of the weights and room for x and y. Past either bound, the least recently used goes first; those
+// whose weights are gone are dropped no sooner. Weights that are not packed are prepared in every
+// call.
+struct AclBounds {
+  size_t entries;
+  int64_t bytes;
+};
+constexpr AclBounds kAclBounds = {64, int64_t{512} << 20};
+void set_acl_bounds(const AclBounds& bounds);  // for tests
 
 // False, with y untouched, if ACL does not run the product: it refused, which is said once for each
 // reason in a line on stderr, or another thread is using the same prepared weights.

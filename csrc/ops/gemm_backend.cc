@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
+#include <iterator>
 #include <stdexcept>
 
 #include "cpu/environment.h"
@@ -25,7 +25,7 @@ constexpr bool kHasAcl = false;
 bool acl_has_fast_math() { return false; }
 #endif
 
-constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+constexpr int64_t kAny = Crossover::kAny;
 
 // Instructions are counted on aarch64 under QEMU, one thread, weights prepared.
 // required, core, type, least m, most m, least n * k, fast math, backend, measured

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ void set_gemm_choice(GemmChoice choice);  // the same for kAcl
 // A row of the table. It applies to products of `type` with least_m <= m <= most_m and
 // n * k >= least_weights, on CPUs with the required features (of that core, if it names one).
 struct Crossover {
+  static constexpr int64_t kAny = std::numeric_limits<int64_t>::max();  // as most_m: no end
+
   FeatureSet required;
   const char* core;  // as in CpuInfo; null: any
   GemmType type;

@@ -10,9 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "kernels/gated/gated.h"
 #include "kernels/norm/norm.h"
 #include "kernels/softmax/softmax.h"
+#include "ops/gemm.h"
+#include "ops/gemm_batch.h"
 #include "ops/parallel.h"
 #include "ops/registry.h"
 #include "support/tensor.h"
@@ -109,6 +112,15 @@ std::vector<Operator> operators() {
           {"gelu_tanh_and_mul", gated(gelu_tanh_and_mul)}};
 }
 
+// The last that the chosen ISA includes: it need not have an implementation of its own.
+Isa best_of(const std::vector<Isa>& built) {
+  Isa best = Isa::scalar;
+  for (const Isa isa : built) {
+    if (info_of(chosen_isa()).required.contains(info_of(isa).required)) best = isa;
+  }
+  return best;
+}
+
 struct ThreadSetting {
   explicit ThreadSetting(int threads) { set_num_threads(threads); }
   ~ThreadSetting() { set_num_threads(0); }
@@ -175,7 +187,7 @@ TEST_CASE("ops: drivers run the chosen implementation, row for row") {
                                    expected.data(), kCols, nullptr, 0, weight.data(), 1, 1e-6f},
                                   0, kRows);
   CHECK(difference(got, expected) == "");
-  CHECK(rms_norm_kernels().chosen().isa == chosen_isa());
+  CHECK(rms_norm_kernels().chosen().isa == best_of(list_ops().front().built));
 }
 
 TEST_CASE("ops: weight rows follow the inner index") {
@@ -202,6 +214,36 @@ TEST_CASE("ops: weight rows follow the inner index") {
       CHECK(std::memcmp(one.tensor.at(token, head * kCols), got.tensor.at(token, head * kCols),
                         kCols * sizeof(float)) == 0);
     }
+  }
+}
+
+TEST_CASE("ops: a batch of products is the products one by one, on any number of threads") {
+  constexpr int64_t kM = 5, kN = 70, kK = 90;
+  const GemmBatchDim dims[] = {{2, 3 * kM * kK, 0, 3 * kM * kN}, {3, kM * kK, kK * kN, kM * kN}};
+  const Tensor x = random_rows(DType::kBF16, 2 * 3 * kM, kK);
+  const Tensor b = random_rows(DType::kBF16, 3 * kK, kN);
+  const Tensor expected = random_rows(DType::kBF16, 2 * 3 * kM, kN);
+  GemmCall call = {};
+  call.type = GemmType::kBF16;
+  call.m = kM;
+  call.n = kN;
+  call.k = kK;
+  call.y_dtype = DType::kBF16;
+  call.y_stride = kN;
+  for (int64_t i = 0; i < 6; ++i) {
+    call.x = {DType::kBF16, x.at(i * kM), kK};
+    call.b = {DType::kBF16, b.at(i % 3 * kK), kN};
+    call.y = expected.at(i * kM);
+    gemm(call);
+  }
+  call.x.data = x.data();
+  call.b.data = b.data();
+  for (int threads : {1, 3, 8}) {
+    const ThreadSetting setting(threads);
+    const Tensor got = random_rows(DType::kBF16, 2 * 3 * kM, kN);
+    call.y = got.data();
+    gemm_batch(call, dims, 2);
+    CHECK(difference(got, expected) == "");
   }
 }
 
@@ -251,23 +293,55 @@ TEST_CASE("parallel: settings") {
 }
 
 TEST_CASE("registry: every operator is listed, with its implementations") {
+  std::vector<std::string> expected;
+  for (const Operator& op : operators()) expected.push_back(op.name);
+  const size_t vector_ops = expected.size();
+  for (int type = 0; type < kGemmTypes; ++type) {
+    expected.push_back(std::string("gemm_") + name_of(static_cast<GemmType>(type)));
+  }
   const std::vector<OpInfo> ops = list_ops();
   REQUIRE(ops.size() == kOps);
-  const std::vector<Operator> expected = operators();
+  REQUIRE(expected.size() == kOps);
   for (size_t i = 0; i < ops.size(); ++i) {
-    CHECK(std::string(ops[i].name) == expected[i].name);
-    CHECK(ops[i].chosen == chosen_isa());
-    CHECK(ops[i].built.size() == built_isas().size());
+    CHECK(ops[i].name == expected[i]);
+    CHECK(ops[i].chosen == best_of(ops[i].built));
     CHECK(ops[i].built.front() == Isa::scalar);
     CHECK(std::is_sorted(ops[i].built.begin(), ops[i].built.end()));
+    if (i < vector_ops) CHECK(ops[i].built == ops.front().built);
   }
+}
+
+// y = x x^T
+void run_gemm(GemmType type) {
+  constexpr int64_t kSize = 3;
+  const Tensor x = random_rows(DType::kF32, kSize, kSize), y = x;
+  GemmCall call = {};
+  call.type = type;
+  call.m = call.n = call.k = kSize;
+  call.x = call.b = {DType::kF32, x.data(), x.stride()};
+  call.b_transposed = true;
+  call.y_dtype = DType::kF32;
+  call.y = y.data();
+  call.y_stride = y.stride();
+  void* packed = allocate_aligned(packed_bytes(type, kSize, kSize));
+  pack_weights(type, kSize, kSize, call.b, packed);
+  call.packed = packed;
+  gemm(call);
+  free_aligned(packed);
 }
 
 TEST_CASE("registry: calls are counted, one a call") {
   reset_calls();
   const std::vector<Operator> all = operators();
-  for (size_t i = 0; i < all.size(); ++i) {
-    for (size_t times = 0; times <= i; ++times) all[i].run(Heads(DType::kF32, {2, 2}, 16, 0));
+  const int vector_ops = static_cast<int>(all.size());
+  for (int i = 0; i < kOps; ++i) {
+    for (int times = 0; times <= i; ++times) {
+      if (i < vector_ops) {
+        all[static_cast<size_t>(i)].run(Heads(DType::kF32, {2, 2}, 16, 0));
+      } else {
+        run_gemm(static_cast<GemmType>(i - vector_ops));
+      }
+    }
   }
   for (int i = 0; i < kOps; ++i) CHECK(calls_of(i) == static_cast<uint64_t>(i) + 1);
   reset_calls();

@@ -4,13 +4,13 @@
 #include <arm_compute/core/Types.h>
 #include <arm_compute/core/Version.h>
 #include <arm_compute/runtime/NEON/functions/NEGEMM.h>
-#include <arm_compute/runtime/Scheduler.h>
 #include <arm_compute/runtime/Tensor.h>
 
 #include <exception>
 #include <limits>
-#include <mutex>
 #include <type_traits>
+
+#include "backends/acl/scheduler.h"
 
 namespace capibara::acl {
 namespace {
@@ -56,14 +56,6 @@ bool too_large(const Problem& p) {
   return p.m > kMost / p.k || p.n > kMost / p.k || p.m > kMost / p.n;
 }
 
-void use_the_calling_thread() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    arm_compute::Scheduler::set(arm_compute::Scheduler::Type::ST);
-    arm_compute::Scheduler::get();  // is made at first use, without a lock
-  });
-}
-
 }  // namespace
 
 std::string version() { return arm_compute::build_information(); }
@@ -85,7 +77,7 @@ std::unique_ptr<Gemm> Gemm::prepare(const Problem& problem, const FillFn& fill,
     *reason = "a matrix of this size exceeds its strides";
     return nullptr;
   }
-  use_the_calling_thread();
+  use_calling_thread();
   const TensorInfo a = info_of(problem.dtype, problem.m, problem.k);
   const TensorInfo b = info_of(problem.dtype, problem.k, problem.n);
   const TensorInfo y = info_of(problem.dtype, problem.m, problem.n);
@@ -117,7 +109,15 @@ std::unique_ptr<Gemm> Gemm::prepare(const Problem& problem, const FillFn& fill,
 
 void* Gemm::a() { return data_of(impl_->a); }
 int64_t Gemm::a_stride() const { return stride_of(impl_->a); }
-void Gemm::run() { impl_->gemm.run(); }
+
+bool Gemm::run(std::string* reason) try {
+  impl_->gemm.run();
+  return true;
+} catch (const std::exception& error) {
+  *reason = error.what();
+  return false;
+}
+
 const void* Gemm::y() const { return data_of(impl_->y); }
 int64_t Gemm::y_stride() const { return stride_of(impl_->y); }
 int64_t Gemm::bytes() const { return impl_->bytes; }

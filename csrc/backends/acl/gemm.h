@@ -43,7 +43,7 @@ class Gemm {
   // ACL's own tensors: write a, run, read y. Strides in elements.
   void* a();
   int64_t a_stride() const;
-  void run();
+  bool run(std::string* reason);  // false: ACL threw, `reason` is what
   const void* y() const;
   int64_t y_stride() const;
 

@@ -122,7 +122,7 @@ struct PairsOfInt8 : Sums<int32_t> {
       const Sum p0 = product(x, b0), p1 = product(x, b1);
       sums[r][0] = hn::Add(sums[r][0], p0);
       sums[r][1] = hn::Add(sums[r][1], p1);
-      keep_in_place(sums[r], p0, p1, p1);
+      keep_in_place(sums[r], p0, p0, p0);  // with p1 too, clang runs out of registers
     });
   }
 };
