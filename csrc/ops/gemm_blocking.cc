@@ -40,7 +40,7 @@ Blocking blocking_of(const GemmKernel& kernel, int64_t m, int64_t n, int64_t k, 
     blocking.kc = even_block(k, l1 * 3 / 4 / bytes, unit);
   }
   const int64_t most_columns =
-      one_panel && !packed ? kernel.cols : l2 / 2 / (blocking.kc * size_of(kernel.b));
+      one_panel && !packed ? kernel.cols : l2 / 4 / (blocking.kc * size_of(kernel.b));
   blocking.nc = even_block(n, most_columns, kernel.cols);
   blocking.mc = even_block(m, kRowsAtATime, kernel.rows);
   return blocking;

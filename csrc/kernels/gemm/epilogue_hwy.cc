@@ -90,8 +90,12 @@ HWY_INLINE Integers<2> load_integers(const int32_t*& p, Part part) {
 
 HWY_INLINE V sum_of(V a, V b) { return hn::Add(a, b); }
 
-// What a loop looks for: nothing, a bias, or whatever there is of offsets, bias and residual.
-enum class Extras { kNone, kBias, kAny };
+// What a loop adds to products: just this, or, kAny, whatever there is of offsets, bias and
+// residual.
+enum class Extras { kNone, kBias, kResidual, kBoth, kAny };
+constexpr bool any_or(Extras extras, Extras one) {
+  return extras == Extras::kAny || extras == Extras::kBoth || extras == one;
+}
 
 // The next products, scaled if they are integers.
 template <class C, Extras extras, class Extent>
@@ -122,11 +126,11 @@ HWY_INLINE void finish(Row row, int64_t cols, T* y, const F& activation) {
   const T* residual = static_cast<const T*>(row.residual);
   for_each_extent<step>(d, static_cast<size_t>(cols), [&](size_t i, auto extent) CAPIBARA_INLINE {
     auto x = products<C, extras>(row, c, extent);
-    if (extras == Extras::kBias || (extras == Extras::kAny && row.bias)) {
+    if (any_or(extras, Extras::kBias) && (extras != Extras::kAny || row.bias)) {
       x = map(x, load_floats(row.bias, extent), sum_of);
     }
     x = activation(x);
-    if (extras == Extras::kAny && residual) {
+    if (any_or(extras, Extras::kResidual) && (extras != Extras::kAny || residual)) {
       x = map(x, load<Order::kSequential>(d, residual + i, extent), sum_of);
     }
     store<Order::kSequential>(d, y + i, x, extent);
@@ -156,13 +160,14 @@ HWY_INLINE void without_activation(const EpilogueArgs& a, T) {
 
 template <class C, class T>
 HWY_INLINE void without_activation(const EpilogueArgs& a, T element) {
-  if (a.col_offsets || a.residual) {
-    without_activation<C, Extras::kAny>(a, element);
-  } else if (a.bias) {
-    without_activation<C, Extras::kBias>(a, element);
+  if constexpr (std::is_same_v<C, int32_t>) {
+    if (a.col_offsets || a.residual) return without_activation<C, Extras::kAny>(a, element);
   } else {
-    without_activation<C, Extras::kNone>(a, element);
+    if (a.bias && a.residual) return without_activation<C, Extras::kBoth>(a, element);
+    if (a.residual) return without_activation<C, Extras::kResidual>(a, element);
   }
+  if (a.bias) return without_activation<C, Extras::kBias>(a, element);
+  without_activation<C, Extras::kNone>(a, element);
 }
 
 // Integers, with all but activation and residual, as f32.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/math/activation.h"
-
 #include "kernels/gemm/epilogue.h"
+#include "kernels/math/activation.h"
 
 namespace capibara::scalar {
 namespace {
