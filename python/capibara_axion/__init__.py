@@ -17,19 +17,25 @@ if TYPE_CHECKING:
         gelu_and_mul,
         get_num_threads,
         layer_norm,
+        linear,
+        matmul,
         rms_norm,
         rope,
         set_num_threads,
         silu_and_mul,
         softmax,
     )
+    from capibara_axion.packed_linear import PackedLinear
 
 __all__ = [
+    "PackedLinear",
     "__version__",
     "fused_add_rms_norm",
     "gelu_and_mul",
     "get_num_threads",
     "layer_norm",
+    "linear",
+    "matmul",
     "rms_norm",
     "rope",
     "set_num_threads",
@@ -37,12 +43,18 @@ __all__ = [
     "softmax",
 ]
 
+# Where names come from that are not in ops.
+_ELSEWHERE = {
+    "PackedLinear": "capibara_axion.packed_linear",
+    "__version__": "capibara_axion._core",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Loads the operators at first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "capibara_axion._core" if name == "__version__" else "capibara_axion.ops"
+    module = _ELSEWHERE.get(name, "capibara_axion.ops")
     value = globals()[name] = getattr(import_module(module), name)
     return value
 

@@ -46,6 +46,12 @@ def collect() -> dict[str, Any]:
             isa: `chosen`; `forced_by`, the environment variable that did, or None; `built`, a
                 list of all with their description, required features, and whether they run here.
             operators: for each its name, the implementations built, and the one chosen.
+            gemm: what runs matrix products. `choice`: auto, native or acl; `set_by`, the
+                environment variable or None; `acl`, release and build options of the Arm Compute
+                Library that is built in, or None; `crossovers`, what auto goes by on this CPU: the
+                first entry decides whose type and range of m (rows of x) fit, with at least so
+                many weights; products that none fits, and all that several threads share, are
+                native.
             threads: `per_call`; `set_by`, an environment variable or "OpenMP"; `openmp`, the path
                 of the runtime, or None.
             versions: of this project, compiler, Python and the libraries (None: not installed).
@@ -60,6 +66,7 @@ def collect() -> dict[str, Any]:
             "built": [dict(isa) for isa in _core.isas()],
         },
         "operators": [dict(op) for op in _core.ops()],
+        "gemm": _gemm(),
         "threads": {
             "per_call": ops.get_num_threads(),
             "set_by": "CAPIBARA_AXION_NUM_THREADS" if env.requested_threads() else "OpenMP",
@@ -84,6 +91,16 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print_plain(_sections(info))
     return 0
+
+
+def _gemm() -> dict[str, Any]:
+    backends = _core.gemm_backends()
+    return {
+        "choice": backends["choice"],
+        "set_by": "CAPIBARA_AXION_GEMM" if env.requested_gemm() else None,
+        "acl": backends["acl"] or None,
+        "crossovers": [dict(row) for row in backends["crossovers"]],
+    }
 
 
 def _version_of(*distributions: str) -> str | None:
@@ -172,6 +189,7 @@ def _sections(info: dict[str, Any]) -> list[_Section]:
             ("name", "chosen", "built"),
             [(op["name"], op["chosen"], " ".join(op["built"])) for op in info["operators"]],
         ),
+        *_gemm_sections(info["gemm"]),
         _Section(
             "Versions",
             (),
@@ -186,6 +204,30 @@ def _sections(info: dict[str, Any]) -> list[_Section]:
             ],
         ),
     ]
+
+
+def _gemm_sections(gemm: dict[str, Any]) -> list[_Section]:
+    choice = gemm["choice"] + (f", set by {gemm['set_by']}" if gemm["set_by"] else "")
+    library = "not built in: all products are native"
+    if gemm["acl"]:  # "arm_compute_version=v20.08 Build options: ..."
+        library = gemm["acl"].split()[0].removeprefix("arm_compute_version=")
+    sections = [
+        _Section("Matrix products", (), [("run by", choice), ("Arm Compute Library", library)]),
+    ]
+    if gemm["crossovers"]:
+        rows: list[tuple[str, ...]] = [
+            (
+                row["type"],
+                f"{row['least_m']} to {row['most_m'] or 'any'}",
+                str(row["least_weights"]),
+                row["backend"],
+                row["measured"],
+            )
+            for row in gemm["crossovers"]
+        ]
+        columns = ("type", "rows of x", "weights from", "run by", "measured")
+        sections.append(_Section("Matrix products that one thread runs, if auto", columns, rows))
+    return sections
 
 
 def _print_plain(sections: list[_Section]) -> None:

@@ -263,6 +263,84 @@ def rope(
         ops.rope(positions, q, k, cos_sin_cache, size, neox)
 
 
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """The matrix product `a @ b`, with NumPy's rules for vectors and leading dimensions.
+
+    Products are taken of the operands' own dtype and summed in float32, in blocks that stay in the
+    caches: K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008);
+    F. Van Zee and R. van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS
+    Functionality" (2015). Each float32 sum has up to K roundings. Where a CPU has dot products of
+    bfloat16 (BFMMLA, BFDOT, VDPBF16PS), these round each sum of two products, and take subnormal
+    operands and results as zero; elsewhere bfloat16 and float16 products are exact. The result is
+    rounded once.
+
+    Args:
+        a: `[..., M, K]`, or `[K]`.
+        b: `[..., K, N]` in a's dtype, or `[K]`. Row-major matrices and transposes of such (the
+            `.T` of a weight `[N, K]`) are read where they lie; other layouts are copied first.
+            Leading dimensions broadcast.
+        out: `[..., M, N]` in a's dtype, apart from a and b; a new array if None.
+
+    Returns:
+        out. `[..., N]` if a is a vector, `[..., M]` if b is, and without dimensions if both are.
+    """
+    if (ops := _torch_ops(a)) is None:
+        return _core.matmul(a, b, out)
+    if out is None:
+        return ops.matmul(a, b)
+    ops.matmul_out(out, a, b)
+    return out
+
+
+# Numbers of csrc/kernels/gemm/epilogue.h.
+_ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+
+
+def _activation_number(activation: str | None) -> int:
+    try:
+        return _ACTIVATIONS[activation]
+    except (KeyError, TypeError):
+        known = ", ".join(map(repr, _ACTIVATIONS))
+        raise ValueError(f"activation: expected one of {known}, got {activation!r}") from None
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """A linear layer in one pass over its result: `activation(x @ weight.T + bias) + residual`.
+
+    The product is that of `matmul`; bias, activation and residual are applied in float32 before
+    the result is rounded, once. `PackedLinear` is faster for a weight that is used many times, and
+    takes weights of other types than x.
+
+    Args:
+        x: `[..., K]`. Rows at one stride are read where they lie; others are copied first.
+        weight: `[N, K]` in x's dtype, row-major or the transpose of a row-major matrix.
+        bias: `[N]`, in x's dtype or float32; or None.
+        activation: None, "silu" for `x / (1 + exp(-x))`, "gelu" for `x Phi(x)` by erf, "gelu_tanh"
+            for `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+        residual: `[..., N]` in x's dtype, added last; or None.
+        out: `[..., N]` in x's dtype, with rows at one stride; may be the residual itself, not x or
+            weight. A new array if None.
+
+    Returns:
+        out.
+    """
+    number = _activation_number(activation)
+    if (ops := _torch_ops(x)) is None:
+        return _core.linear(x, weight, bias, residual, number, out)
+    if out is None:
+        return ops.linear(x, weight, bias, residual, number)
+    ops.linear_out(out, x, weight, bias, residual, number)
+    return out
+
+
 def _positive_int(name: str, value: Any) -> int:
     try:
         number = index(value)

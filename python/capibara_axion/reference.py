@@ -121,7 +121,7 @@ def silu_and_mul(gate_up: Array, up: Array | None = None) -> Array:
     """
     gate, factor = _gate_and_up(gate_up, up)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(gate / (1.0 + np.exp(-gate)) * factor, gate_up.dtype)
+        return _rounded(_silu(gate) * factor, gate_up.dtype)
 
 
 def gelu_and_mul(gate_up: Array, up: Array | None = None, approximate: str = "none") -> Array:
@@ -145,10 +145,9 @@ def gelu_and_mul(gate_up: Array, up: Array | None = None, approximate: str = "no
     gate, factor = _gate_and_up(gate_up, up)
     with np.errstate(over="ignore", invalid="ignore"):
         if approximate == "none":
-            gelu = 0.5 * gate * _erfc(-gate / math.sqrt(2.0))
+            gelu = _gelu(gate)
         elif approximate == "tanh":
-            argument = math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)
-            gelu = gate / (1.0 + np.exp(-2.0 * argument))
+            gelu = _gelu_tanh(gate)
         else:
             raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
         return _rounded(gelu * factor, gate_up.dtype)
@@ -187,6 +186,141 @@ def rope(
     cosines, sines = np.split(_wide(cos_sin_cache)[positions], 2, axis=-1)
     turned = _turned(q, cosines, sines, head_dim, neox)
     return turned, None if k is None else _turned(k, cosines, sines, head_dim, neox)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """The matrix product `a @ b`.
+
+    Args:
+        a: `[..., M, K]`, or `[K]`.
+        b: `[..., K, N]`, or `[K]`.
+
+    Returns:
+        `[..., M, N]` in a's dtype, without the dimension that a vector lacks.
+
+    >>> matmul(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]]))
+    array([[13., 16.]])
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _rounded(np.asarray(_wide(a) @ _wide(b)), a.dtype)
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    residual: Array | None = None,
+) -> Array:
+    """A linear layer: `activation(x @ weight.T + bias) + residual`.
+
+    Args:
+        x: `[..., K]`.
+        weight: `[N, K]`.
+        bias: `[N]`; or None.
+        activation: None, "silu", "gelu" or "gelu_tanh".
+        residual: `[..., N]`; or None.
+
+    Returns:
+        `[..., N]` in x's dtype.
+
+    Raises:
+        ValueError: activation is none of those.
+
+    >>> linear(np.array([2.0, 3.0]), np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([0.5, 0.0]))
+    array([ 5.5, -1. ])
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finished(_wide(x) @ _wide(weight).T, x.dtype, bias, activation, residual)
+
+
+def linear_int8(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    residual: Array | None = None,
+) -> Array:
+    """`linear` of 8-bit integers, as `capibara_axion.PackedLinear` has it with dtype "int8".
+
+    Scales and integers are computed in float32, as the operator does; the sum is exact.
+
+    Args:
+        x: `[..., K]`; each row has a scale.
+        weight: `[N, K]`; each row has a scale.
+        bias: `[N]`; or None.
+        activation: None, "silu", "gelu" or "gelu_tanh".
+        residual: `[..., N]`; or None.
+
+    Returns:
+        `[..., N]` in x's dtype. A row of x with NaN or infinity gives a row of NaN, such a row of
+        the weight a column of NaN.
+
+    >>> linear_int8(np.array([127.0, 1.4]), np.array([[127.0, 10.0]]))  # 1.4 becomes 1
+    array([16139.])
+    """
+    x_integers, x_scales = quantized(x)
+    integers, scales = quantized(weight)
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = (x_integers @ integers.T) * (_wide(x_scales) * _wide(scales)[:, 0])
+        return _finished(product, x.dtype, bias, activation, residual)
+
+
+def quantized(x: Array) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Symmetric quantisation of each row to 8 bits, so that x is about integers * scales.
+
+    Args:
+        x: `[..., K]`.
+
+    Returns:
+        (integers `[..., K]` from -127 to 127, scales `[..., 1]`). A row of zeros has scale 0; one
+        that holds NaN or infinity has scale NaN and zeros.
+
+    >>> quantized(np.array([[1.0, -0.5, 0.25]], np.float32))[0]
+    array([[127, -64,  32]])
+    """
+    values = x.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        largest = np.max(np.abs(values), axis=-1, keepdims=True, initial=0.0)
+        largest[~np.isfinite(largest)] = np.nan
+        factor = np.minimum(np.float32(127) / largest, np.finfo(np.float32).max)
+        scaled = np.clip(values * factor, -127, 127)
+        integers = np.where(np.isfinite(largest), np.rint(scaled), 0)
+    return integers.astype(np.int64), largest / np.float32(127)
+
+
+def _finished(
+    product: NDArray[np.float64],
+    dtype: np.dtype[Any],
+    bias: Array | None,
+    activation: str | None,
+    residual: Array | None,
+) -> Array:
+    values = product if bias is None else product + _wide(bias)
+    if activation is not None:
+        if activation not in _ACTIVATIONS:
+            known = ", ".join(map(repr, (None, *_ACTIVATIONS)))
+            raise ValueError(f"activation: expected one of {known}, got {activation!r}")
+        values = _ACTIVATIONS[activation](values)
+    return _rounded(values if residual is None else values + _wide(residual), dtype)
+
+
+def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / (1.0 + np.exp(-x))
+
+
+def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    gelu: NDArray[np.float64] = 0.5 * x * _erfc(-x / math.sqrt(2.0))
+    return gelu
+
+
+def _gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / (1.0 + np.exp(-2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh}
 
 
 def _turned(x: Array, cosines: Array, sines: Array, head_dim: int | None, neox: bool) -> Array:

@@ -17,7 +17,10 @@ from pathlib import Path
 import torch
 
 from capibara_axion import _core
+from capibara_axion.packed_linear import empty_packed, type_number
 
+# activation: 0 none, 1 silu, 2 gelu, 3 gelu_tanh
+_OPTIONS = "Tensor? bias=None, Tensor? residual=None, int activation=0"
 _SCHEMAS = (
     "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
     "rms_norm_out(Tensor(a!) out, Tensor x, Tensor weight, float eps) -> ()",
@@ -34,6 +37,15 @@ _SCHEMAS = (
     "gelu_tanh_and_mul_out(Tensor(a!) out, Tensor gate_up, Tensor? up) -> ()",
     "rope(Tensor positions, Tensor(a!) q, Tensor(b!)? k, Tensor cos_sin_cache,"
     " int head_dim, bool neox) -> ()",
+    "matmul(Tensor a, Tensor b) -> Tensor",
+    "matmul_out(Tensor(a!) out, Tensor a, Tensor b) -> ()",
+    f"linear(Tensor x, Tensor weight, {_OPTIONS}) -> Tensor",
+    f"linear_out(Tensor(a!) out, Tensor x, Tensor weight, {_OPTIONS}) -> ()",
+    f"packed_linear(Tensor x, Tensor packed, int out_features, {_OPTIONS}) -> Tensor",
+    "packed_linear_out(Tensor(a!) out, Tensor x, Tensor packed, int out_features,"
+    f" {_OPTIONS}) -> ()",
+    # type: 0 float32, 1 bfloat16, 2 float16, 3 int8
+    "pack_linear(Tensor weight, Tensor(a!) packed, int type) -> ()",
 )
 _IN_PLACE = (
     "rms_norm_out",
@@ -44,6 +56,10 @@ _IN_PLACE = (
     "gelu_and_mul_out",
     "gelu_tanh_and_mul_out",
     "rope",
+    "matmul_out",
+    "linear_out",
+    "packed_linear_out",
+    "pack_linear",
 )
 
 
@@ -71,6 +87,37 @@ def _gated(gate_up: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
     return _dense(gate_up, cols // 2 if up is None else cols)
 
 
+def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    _one_device(a, b)
+    shape = [*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])]
+    shape += a.shape[-2:-1]
+    shape += b.shape[-1:] if b.dim() > 1 else ()
+    return a.new_empty(shape)
+
+
+def _linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: int = 0,
+) -> torch.Tensor:
+    _one_device(x, weight, bias, residual)
+    return _dense(x, weight.shape[0])
+
+
+def _packed_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    out_features: int,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: int = 0,
+) -> torch.Tensor:
+    _one_device(x, packed, bias, residual)
+    return _dense(x, out_features)
+
+
 def _in_place(*arguments: object) -> None:
     _one_device(*arguments)
 
@@ -83,6 +130,8 @@ def _register() -> torch.library.Library:
         torch.library.register_fake(f"capibara_axion::{name}", _like_x, lib=library)
     for name in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"):
         torch.library.register_fake(f"capibara_axion::{name}", _gated, lib=library)
+    for name, fake in (("matmul", _matmul), ("linear", _linear), ("packed_linear", _packed_linear)):
+        torch.library.register_fake(f"capibara_axion::{name}", fake, lib=library)
     for name in _IN_PLACE:
         torch.library.register_fake(f"capibara_axion::{name}", _in_place, lib=library)
     libtorch = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
@@ -93,3 +142,22 @@ def _register() -> torch.library.Library:
 
 # Deleting the library object would unregister the operators.
 _LIBRARY = _register()
+
+
+def pack_weight(weight: torch.Tensor, dtype: str | None = None) -> torch.Tensor:
+    """A linear layer's weight, packed for `torch.ops.capibara_axion.packed_linear`.
+
+    Args:
+        weight: `[out_features, in_features]`, float32, float16 or bfloat16, on the CPU.
+        dtype: of the products: "f32", "bf16", "f16" or "int8", as `capibara_axion.PackedLinear`
+            describes them; the weight's own if None.
+
+    Returns:
+        uint8 `[nbytes]`, for this process: the layout is that of the instruction set that was
+        chosen here. It is aligned to 64 bytes, which `packed_linear` insists on, as torch's own
+        memory is: copies of the tensor work, slices do not.
+    """
+    number = type_number(dtype, str(weight.dtype).removeprefix("torch."))
+    packed = torch.from_numpy(empty_packed(number, weight.shape))
+    torch.ops.capibara_axion.pack_linear(weight.detach(), packed, number)
+    return packed

@@ -112,5 +112,3 @@ def _products() -> Iterator[Variant]:
 
 
 PRODUCTS = tuple(_products())
-
-

@@ -32,9 +32,7 @@ EXAMPLES = 15 if EMULATED else 60
 
 # Around every tile's rows, columns and depths, and nothing at all.
 ROWS = st.integers(0, 20)
-SIZES = st.one_of(
-    st.integers(0, 70), st.sampled_from([0, 1, 2, 3, 31, 97, 127, 128, 129, 257])
-)
+SIZES = st.one_of(st.integers(0, 70), st.sampled_from([0, 1, 2, 3, 31, 97, 127, 128, 129, 257]))
 
 
 def check_matmul(a: Array, b: Array, what: str) -> None:

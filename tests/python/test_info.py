@@ -51,6 +51,13 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     for op in shown["operators"]:
         assert op["chosen"] in op["built"]
         assert set(op["built"]) <= set(isas)
+    gemm = shown["gemm"]
+    assert gemm["choice"] in ("auto", "native", "acl")
+    assert gemm["acl"] or not gemm["crossovers"]
+    for row in gemm["crossovers"]:
+        assert f"gemm_{row['type']}" in OPERATORS - {"gemm_int8"}
+        assert row["backend"] in ("native", "acl")
+        assert row["measured"]
     assert shown["threads"]["per_call"] >= 1
     assert shown["versions"]["numpy"] == np.__version__
     assert shown["versions"]["capibara_axion"] == importlib.metadata.version("capibara-axion")
@@ -77,6 +84,53 @@ def test_what_forced_the_isa(monkeypatch: pytest.MonkeyPatch) -> None:
     assert info.collect()["isa"]["forced_by"] is None
     monkeypatch.setenv("CAPIBARA_AXION_ISA", _core.chosen_isa())
     assert info.collect()["isa"]["forced_by"] == "CAPIBARA_AXION_ISA"
+
+
+def test_what_runs_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPIBARA_AXION_GEMM", raising=False)
+    assert info.collect()["gemm"]["set_by"] is None
+    monkeypatch.setenv("CAPIBARA_AXION_GEMM", "native")
+    assert info.collect()["gemm"]["set_by"] == "CAPIBARA_AXION_GEMM"
+
+    program = "from capibara_axion import info; print(info.collect()['gemm']['choice'])"
+    for choice in ("native", "acl", "eigen"):
+        monkeypatch.setenv("CAPIBARA_AXION_GEMM", choice)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        if choice == "native" or (choice == "acl" and info.collect()["gemm"]["acl"]):
+            assert done.stdout.strip() == choice, done.stderr
+        else:
+            assert done.returncode == 1
+            assert "CAPIBARA_AXION_GEMM: " in done.stderr
+            assert f"'{choice}'" in done.stderr
+
+
+def test_the_table_of_matrix_products() -> None:
+    without = {"choice": "auto", "set_by": None, "acl": None, "crossovers": []}
+    (section,) = info._gemm_sections(without)
+    assert section.rows == [
+        ("run by", "auto"),
+        ("Arm Compute Library", "not built in: all products are native"),
+    ]
+    row = {
+        "type": "bf16",
+        "least_m": 8,
+        "most_m": None,
+        "least_weights": 65536,
+        "backend": "acl",
+        "measured": "why",
+    }
+    entry = {
+        "choice": "acl",
+        "set_by": "CAPIBARA_AXION_GEMM",
+        "acl": "arm_compute_version=v20.08 Build options: {}",
+        "crossovers": [row],
+    }
+    section, table = info._gemm_sections(entry)
+    assert section.rows == [
+        ("run by", "acl, set by CAPIBARA_AXION_GEMM"),
+        ("Arm Compute Library", "v20.08"),
+    ]
+    assert table.rows == [("bf16", "8 to any", "65536", "acl", "why")]
 
 
 def test_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

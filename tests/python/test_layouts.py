@@ -87,7 +87,7 @@ def arrays_of(arguments: dict[str, Any]) -> list[str]:
     return [name for name, value in arguments.items() if isinstance(value, np.ndarray)]
 
 
-each_operator = pytest.mark.parametrize("operator", (*OPERATORS, *PRODUCTS), ids=str)
+each_operator = pytest.mark.parametrize("operator", [*OPERATORS, *PRODUCTS], ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 
 

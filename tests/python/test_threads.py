@@ -15,7 +15,7 @@ from products import PRODUCTS
 
 import capibara_axion
 
-each_operator = pytest.mark.parametrize("operator", (*OPERATORS, *PRODUCTS), ids=str)
+each_operator = pytest.mark.parametrize("operator", [*OPERATORS, *PRODUCTS], ids=str)
 
 
 @pytest.fixture(autouse=True)

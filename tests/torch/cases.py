@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-import capibara_axion.torch_ops  # noqa: F401
+from capibara_axion.torch_ops import pack_weight
 
 OPS = torch.ops.capibara_axion
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,6 +63,13 @@ def _rope_arguments(dtype: torch.dtype, neox: bool, with_k: bool, flat: bool) ->
     return positions, q, k if with_k else None, cache, head_dim if flat else 0, neox
 
 
+PACKED_TYPES = ("f32", "bf16", "f16", "int8")
+
+
+def _packed_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
+    return _randn(3, 4, 70, dtype=dtype), pack_weight(torch.randn(19, 70), name), 19
+
+
 CASES = (
     Case("rms_norm", "", lambda t: (_randn(4, 70, dtype=t), _randn(70, dtype=t), EPS)),
     Case(
@@ -109,6 +117,36 @@ CASES = (
         False,
     ),
     Case("rope", "q alone", lambda t: _rope_arguments(t, True, False, False), (1,), False),
+    Case("matmul", "", lambda t: (_randn(4, 70, dtype=t), _randn(70, 19, dtype=t))),
+    Case("matmul", "vector", lambda t: (_randn(3, 4, 70, dtype=t), _randn(70, dtype=t)), out=False),
+    Case(
+        "matmul",
+        "batch",
+        lambda t: (_randn(3, 1, 4, 70, dtype=t), _randn(2, 19, 70, dtype=t).mT),
+    ),
+    Case("linear", "", lambda t: (_randn(3, 4, 70, dtype=t), _randn(19, 70, dtype=t))),
+    Case(
+        "linear",
+        "all options",
+        lambda t: (
+            _randn(4, 80, dtype=t)[:, :70],
+            _randn(19, 70, dtype=t),
+            _randn(19, dtype=t),
+            _randn(4, 19, dtype=t),
+            1,
+        ),
+    ),
+    Case("packed_linear", "", partial(_packed_arguments, "int8")),
+    Case(
+        "packed_linear",
+        "all options",
+        lambda t: (
+            *_packed_arguments("bf16", t),
+            torch.randn(19),
+            _randn(3, 4, 19, dtype=t),
+            3,
+        ),
+    ),
 )
 
 

@@ -14,10 +14,12 @@ import tolerances
 import torch
 import torch.nn.functional as F
 from operators import BFLOAT16, DTYPES, OPERATORS, VARIANTS, Variant
+from products import PRODUCTS
 
 from cases import OPS
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+each_variant_and_product = pytest.mark.parametrize("variant", [*VARIANTS, *PRODUCTS], ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 
 
@@ -114,7 +116,7 @@ def rope(
     return tuple(turn(x) for x in (q, k) if x is not None)
 
 
-@each_variant
+@each_variant_and_product
 @each_dtype
 def test_same_bits_as_numpy(rng: np.random.Generator, variant: Variant, dtype: np.dtype) -> None:
     for rows, cols in ((3, 1), (4, 37), (2, 64), (0, 5), (2, 0)):
@@ -154,7 +156,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("operator", [*OPERATORS, *PRODUCTS], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides(rng: np.random.Generator, operator: Variant, layout: str) -> None:
     tensors = to_tensors(operator.make(rng, 4, 24, BFLOAT16))
@@ -177,7 +179,7 @@ def test_strides(rng: np.random.Generator, operator: Variant, layout: str) -> No
             assert torch.equal(given, wanted), name
 
 
-@each_variant
+@each_variant_and_product
 def test_from_many_threads(variant: Variant) -> None:
     calls = [variant.make(np.random.default_rng(i), 32, 300, BFLOAT16) for i in range(8)]
     tensors = [to_tensors(arguments) for arguments in calls]
@@ -224,7 +226,7 @@ def test_without_gradients() -> None:
     assert weight.grad is None
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@each_variant_and_product
 def test_tensors_on_another_device_are_refused(rng: np.random.Generator, variant: Variant) -> None:
     """One meta tensor among CPU ones must not turn the call into a fake."""
     tensors = to_tensors(variant.make(rng, 2, 8, BFLOAT16))

@@ -4,15 +4,16 @@
 vLLM is imported once; each job runs in a fork of that process, so jobs share nothing else. The
 engine core lives in the fork itself, where the operators' call counters can be read.
 
-A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool, "options": {...}
-for LLM}; the answer is {"logprobs": [...], "tokens": [[...]], "counts": {op: calls},
-"status": {op: text}, "graphs": n, "parameters": {"linear" | "head" | "lookup": elements}} or
+A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool, "options": for
+LLM}; the answer is {"logprobs": [...], "tokens": [[...]], "counts": {op: calls}, "status":
+{op: text}, "graphs": n, "parameters": {"linear" | "head" | "lookup": elements}, "log": [text]} or
 {"error": text}.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -44,6 +45,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from torch._dynamo.utils import counters
     from vllm import LLM, SamplingParams
 
+    log = _Log()
     options: dict[str, Any] = {"enforce_eager": True}
     if job["compiled"]:
         options = {"compilation_config": {"cudagraph_mode": "NONE", "compile_sizes": []}}
@@ -82,7 +84,22 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "status": register.status(),
         "graphs": counters["stats"]["unique_graphs"],
         "parameters": llm.apply_model(_parameters)[0],
+        "log": log.messages,
     }
+
+
+class _Log(logging.Handler):
+    """Collects what the plugin says."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.messages: list[str] = []
+        logger = logging.getLogger("capibara_axion")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def _parameters(model: Any) -> dict[str, int]:

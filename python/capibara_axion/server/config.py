@@ -45,7 +45,8 @@ class ExpertConfig(_Model):
     """One model and how its engine is set up.
 
     `kv_cache_memory_bytes`, `threads`, `chat_template` and `tool_call_parser` are optional
-    overrides; the others are named as vLLM names them.
+    overrides; the others are named as vLLM names them. `linear_backend` says who computes linear
+    layers, as `CAPIBARA_AXION_LINEAR` does for experts without it.
     """
 
     expert_id: str = Field(pattern=_EXPERT_ID)
@@ -57,6 +58,7 @@ class ExpertConfig(_Model):
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantization: str | None = None
+    linear_backend: Literal["auto", "capibara", "stock"] | None = None
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1

@@ -206,6 +206,9 @@ def start_engine(spec: WorkerSpec) -> Engine:
     # The engine process is forked from this one: a team of OpenMP threads started here, for
     # instance by an image processor, would be missing in the child and hang it.
     torch.set_num_threads(1)
+    if spec.expert.linear_backend is not None:
+        # The plugin reads it when the engine process, forked from here, loads the weights.
+        os.environ["CAPIBARA_AXION_LINEAR"] = spec.expert.linear_backend
     load_general_plugins()
     vllm_config = _vllm_config(spec)
     configured = time.monotonic()

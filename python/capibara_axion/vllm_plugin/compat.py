@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the plugin knows about vLLM's insides.
+"""Everything that the plugin knows about vLLM's insides, with `compat_linear` for linear layers.
 
 Written for and tested with vLLM 0.32. With another version each hook is looked up by name and its
 parameters are compared with the ones expected here; what is missing or different is left to vLLM,
@@ -15,8 +15,8 @@ from typing import Any
 
 SUPPORTED_VERSIONS = ("0.32",)
 
-_PROVIDER = "capibara_axion"
-_LAYERS = "vllm.model_executor.layers"
+PROVIDER = "capibara_axion"
+LAYERS = "vllm.model_executor.layers"
 
 
 class HookNotFound(Exception):
@@ -35,7 +35,7 @@ def is_supported_version(version: str) -> bool:
 
 def is_cpu_platform() -> bool:
     """Whether this vLLM computes on the CPU."""
-    return bool(_find("vllm.platforms", "current_platform").is_cpu())
+    return bool(find("vllm.platforms", "current_platform").is_cpu())
 
 
 def provide_ir_op(
@@ -56,23 +56,21 @@ def provide_ir_op(
     Raises:
         HookNotFound
     """
-    op = _attribute(_find("vllm.ir", "ops"), name)
-    platform = _find("vllm.platforms.cpu", "CpuPlatform")
-    stock = _attribute(platform, "get_default_ir_op_priority")
-    _expect_parameters(stock, ("vllm_config",))
-    if _PROVIDER not in op.impls:
+    op = attribute(find("vllm.ir", "ops"), name)
+    platform = find("vllm.platforms.cpu", "CpuPlatform")
+    stock = attribute(platform, "get_default_ir_op_priority")
+    expect_parameters(stock, ("vllm_config",))
+    if PROVIDER not in op.impls:
         try:
-            op.register_impl(_PROVIDER, supports_args=supports_args, inplace=inplace)(
-                implementation
-            )
+            op.register_impl(PROVIDER, supports_args=supports_args, inplace=inplace)(implementation)
         except (TypeError, ValueError, AssertionError) as error:
             raise HookNotFound(f"IR op {name}: {error}") from error
 
     def get_default_ir_op_priority(cls: type, vllm_config: Any) -> Any:
         priorities = stock(vllm_config)
         providers = getattr(priorities, name)
-        if _PROVIDER not in providers:
-            providers.insert(0, _PROVIDER)
+        if PROVIDER not in providers:
+            providers.insert(0, PROVIDER)
         return priorities
 
     platform.get_default_ir_op_priority = classmethod(get_default_ir_op_priority)
@@ -84,7 +82,7 @@ def replace_activation(class_name: str, forward: Callable[..., Any]) -> None:
     Raises:
         HookNotFound
     """
-    base = _find(f"{_LAYERS}.activation", class_name)
+    base = find(f"{LAYERS}.activation", class_name)
     parameters = [*inspect.signature(base.forward_native).parameters]
     if parameters not in (["x"], ["self", "x"]):
         raise HookNotFound(f"{class_name}.forward_native: expected (x), got {parameters}")
@@ -99,8 +97,8 @@ def replace_gemma_rms_norm(forward: Callable[..., Any]) -> None:
     Raises:
         HookNotFound
     """
-    base = _find(f"{_LAYERS}.layernorm", "GemmaRMSNorm")
-    _expect_parameters(_attribute(base, "forward_native"), ("self", "x", "residual"))
+    base = find(f"{LAYERS}.layernorm", "GemmaRMSNorm")
+    expect_parameters(attribute(base, "forward_native"), ("self", "x", "residual"))
     _replace_custom_op(base, forward)
 
 
@@ -112,10 +110,10 @@ def replace_rotary_embeddings(forward: Callable[..., Any]) -> None:
     Raises:
         HookNotFound
     """
-    base = _find(f"{_LAYERS}.rotary_embedding", "RotaryEmbedding")
-    _expect_parameters(base.forward_native, ("self", "positions", "query", "key"))
-    _expect_parameters(
-        _attribute(base, "_match_cos_sin_cache_dtype"),
+    base = find(f"{LAYERS}.rotary_embedding", "RotaryEmbedding")
+    expect_parameters(base.forward_native, ("self", "positions", "query", "key"))
+    expect_parameters(
+        attribute(base, "_match_cos_sin_cache_dtype"),
         ("self", "query"),
     )
     for cls in (base, *_subclasses(base)):
@@ -131,12 +129,12 @@ def replace_phi3_long_rope(forward_or: Callable[[Callable[..., Any]], Callable[.
     Raises:
         HookNotFound
     """
-    cls = _find(
-        f"{_LAYERS}.rotary_embedding.phi3_long_rope_scaled_rope",
+    cls = find(
+        f"{LAYERS}.rotary_embedding.phi3_long_rope_scaled_rope",
         "Phi3LongRoPEScaledRotaryEmbedding",
     )
     stock = cls.forward
-    _expect_parameters(stock, ("self", "positions", "query", "key", "offsets"))
+    expect_parameters(stock, ("self", "positions", "query", "key", "offsets"))
     cls.forward = forward_or(stock)
 
 
@@ -152,8 +150,8 @@ def replace_cohere_layer_norm(
         HookNotFound
     """
     module_name = "vllm.model_executor.models.commandr"
-    stock = _find(module_name, "layer_norm_func")
-    _expect_parameters(stock, ("hidden_states", "weight", "variance_epsilon"))
+    stock = find(module_name, "layer_norm_func")
+    expect_parameters(stock, ("hidden_states", "weight", "variance_epsilon"))
     module = importlib.import_module(module_name)
     module.layer_norm_func = layer_norm_or(stock)  # type: ignore[attr-defined]
 
@@ -164,11 +162,11 @@ def _replace_custom_op(base: type, forward: Callable[..., Any]) -> None:
     The subclass bears the name of `base`: vLLM looks replacements up by the exact class name.
     `layer.forward_stock` is what vLLM would have called.
     """
-    registry = _find("vllm.model_executor.custom_op", "op_registry_oot")
+    registry = find("vllm.model_executor.custom_op", "op_registry_oot")
     if base.__name__ in registry:
         raise HookNotFound(f"{base.__name__} is already replaced by {registry[base.__name__]}")
-    stock_dispatch = _attribute(base, "dispatch_forward")
-    _expect_parameters(stock_dispatch, ("self", "compile_native"))
+    stock_dispatch = attribute(base, "dispatch_forward")
+    expect_parameters(stock_dispatch, ("self", "compile_native"))
 
     def dispatch_forward(self: Any, compile_native: bool) -> Callable[..., Any]:
         self.forward_stock = stock_dispatch(self, compile_native=compile_native)
@@ -184,24 +182,31 @@ def _replace_custom_op(base: type, forward: Callable[..., Any]) -> None:
             "forward_capibara_axion": forward,
         },
     )
-    _attribute(base, "register_oot")(replacement)
+    attribute(base, "register_oot")(replacement)
 
 
-def _find(module: str, name: str) -> Any:
+def find(module: str, name: str) -> Any:
+    """What `from module import name` gives.
+
+    Raises:
+        HookNotFound
+    """
     try:
-        return _attribute(importlib.import_module(module), name)
+        return attribute(importlib.import_module(module), name)
     except ImportError as error:
         raise HookNotFound(f"{module}: {error}") from error
 
 
-def _attribute(owner: Any, name: str) -> Any:
+def attribute(owner: Any, name: str) -> Any:
+    """`getattr`. Raises: HookNotFound."""
     try:
         return getattr(owner, name)
     except AttributeError as error:
         raise HookNotFound(str(error)) from error
 
 
-def _expect_parameters(function: Callable[..., Any], expected: tuple[str, ...]) -> None:
+def expect_parameters(function: Callable[..., Any], expected: tuple[str, ...]) -> None:
+    """Raises: HookNotFound: the function has parameters of other names or in another order."""
     given = tuple(inspect.signature(function).parameters)
     if given != expected:
         raise HookNotFound(
