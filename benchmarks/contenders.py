@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cases import OPS, TOLERANCE, Case, Inputs, error, with_views
+from cases import OPS, Case, Inputs, error, with_views
 
 Call = Callable[[], Any]
 Bind = Callable[[Inputs], Call]
@@ -88,7 +88,7 @@ class Prepared:
             copy.copy_(getattr(self._inputs, name))
 
     def check(self) -> float | None:
-        """Calls once; the result's error in the units of `cases.TOLERANCE`, None for memcpy.
+        """Calls once; the result's error in the units of `Case.tolerance`, None for memcpy.
 
         Raises:
             WrongResult: it is larger than the tolerance.
@@ -103,6 +103,6 @@ class Prepared:
         elif not isinstance(outputs, tuple):
             outputs = (outputs,)
         value = error(self._case, self._inputs, outputs)
-        if value > TOLERANCE:
+        if value > self._case.tolerance:
             raise WrongResult(f"{self._case}: {self.contender} is off by {value:.3g} units")
         return value

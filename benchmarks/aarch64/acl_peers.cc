@@ -8,7 +8,6 @@
 #include <arm_compute/core/Version.h>
 #include <arm_compute/runtime/NEON/functions/NEGEMM.h>
 #include <arm_compute/runtime/NEON/functions/NESoftmaxLayer.h>
-#include <arm_compute/runtime/Scheduler.h>
 #include <arm_compute/runtime/Tensor.h>
 #include <unistd.h>
 
@@ -18,6 +17,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "backends/acl/scheduler.h"
 
 namespace {
 
@@ -127,7 +128,7 @@ void softmax(int index, size_t rows, size_t cols) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  arm_compute::Scheduler::set(arm_compute::Scheduler::Type::ST);
+  capibara::acl::use_calling_thread();
   std::string version = arm_compute::build_information();
   version = version.substr(version.find('=') + 1);
   version.resize(version.find(' '));

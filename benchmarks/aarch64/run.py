@@ -234,13 +234,21 @@ def main() -> int:
     ops = list(dict.fromkeys(case["op"] for case in CASES))
     parser.add_argument("--op", nargs="+", choices=ops, default=ops)
     parser.add_argument("--dtype", nargs="+", choices=("f32", "bf16"), default=("f32", "bf16"))
+    shapes = list(dict.fromkeys(map(shape_of, CASES)))
+    parser.add_argument("--shape", nargs="+", choices=shapes, default=shapes)
     parser.add_argument("--output", type=Path, help="default: results/aarch64.json, if complete")
     parser.add_argument("--show", type=Path, help="print the table of such a file, count nothing")
     arguments = parser.parse_args()
     if arguments.show:
         print_table(json.loads(arguments.show.read_text()))
         return 0
-    selected = [c for c in CASES if c["op"] in arguments.op and c["dtype"] in arguments.dtype]
+    selected = [
+        case
+        for case in CASES
+        if case["op"] in arguments.op
+        and case["dtype"] in arguments.dtype
+        and shape_of(case) in arguments.shape
+    ]
     result = measure(selected)
     print_table(result)
     output = arguments.output

@@ -15,5 +15,6 @@ ${CC:-cc} -std=c11 -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden \
   -o "$out/libcount_plugin.so" benchmarks/aarch64/count_plugin.c
 clang++-19 --target=aarch64-linux-gnu --sysroot="$SYSROOT" -fuse-ld=lld -std=c++17 -O2 -Wall -Wextra \
   -isystem "$SYSROOT/usr/include/aarch64-linux-gnu/half" -o "$out/acl_peers" \
-  benchmarks/aarch64/acl_peers.cc -larm_compute -larm_compute_core
+  -Icsrc benchmarks/aarch64/acl_peers.cc csrc/backends/acl/scheduler.cc \
+  -larm_compute -larm_compute_core
 PYTHONPATH=benchmarks exec "$VENV/bin/python" benchmarks/aarch64/run.py "$@"

@@ -18,13 +18,6 @@ struct Bf16 {
   CAPIBARA_INLINE static Vector load(const char* p) {
     return vreinterpretq_bf16_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(p)));
   }
-  CAPIBARA_INLINE static void load_four(const char* p, Vector (&v)[4]) {
-    const uint8x16x4_t four = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(p));
-    v[0] = vreinterpretq_bf16_u8(four.val[0]);
-    v[1] = vreinterpretq_bf16_u8(four.val[1]);
-    v[2] = vreinterpretq_bf16_u8(four.val[2]);
-    v[3] = vreinterpretq_bf16_u8(four.val[3]);
-  }
   CAPIBARA_INLINE static Vector load_half(const char* p) {
     const uint8x8_t half = vld1_u8(reinterpret_cast<const uint8_t*>(p));
     return vreinterpretq_bf16_u8(vcombine_u8(half, vdup_n_u8(0)));

@@ -18,13 +18,6 @@ struct Int8 {
   CAPIBARA_INLINE static Vector load(const char* p) {
     return vld1q_s8(reinterpret_cast<const int8_t*>(p));
   }
-  CAPIBARA_INLINE static void load_four(const char* p, Vector (&v)[4]) {
-    const int8x16x4_t four = vld1q_s8_x4(reinterpret_cast<const int8_t*>(p));
-    v[0] = four.val[0];
-    v[1] = four.val[1];
-    v[2] = four.val[2];
-    v[3] = four.val[3];
-  }
   CAPIBARA_INLINE static Vector load_half(const char* p) {
     return vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(p)), vdup_n_s8(0));
   }

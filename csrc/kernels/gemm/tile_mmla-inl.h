@@ -28,7 +28,6 @@ constexpr int kBytesB = 16 * kColumnPairs;  // of the panel of B a step
 //   C, Sum     an element of c, and four of them
 //   Vector     16 bytes of a panel
 //   load, load_half: the latter 8 bytes, then zeros
-//   load_four: by one LD1, which is an instruction less than two LDP, and moves the pointer on
 //   multiply(sum, a, b)
 //   first_row(left, right), second_row: of the sums of two pairs of columns
 template <class Op, int rows>
@@ -44,11 +43,12 @@ void tile(int64_t steps, const void* a, const void* b, void* c, int64_t ldc, boo
 
   const auto step = [&](auto k) CAPIBARA_INLINE {
     typename Op::Vector va[pairs], vb[kColumnPairs];
-    const char* from = left + k * bytes_a;
     unrolled<pairs>([&](auto p) CAPIBARA_INLINE {
-      va[p] = rows == 1 ? Op::load_half(from) : Op::load(from + 16 * p);
+      const char* from = left + k * bytes_a + 16 * p;
+      va[p] = rows == 1 ? Op::load_half(from) : Op::load(from);
     });
-    Op::load_four(right + k * kBytesB, vb);
+    unrolled<kColumnPairs>([&](auto q)
+                               CAPIBARA_INLINE { vb[q] = Op::load(right + k * kBytesB + 16 * q); });
     unrolled<chains>([&](auto i) CAPIBARA_INLINE {
       Sum& sum = sums[k % sets][i];
       sum = Op::multiply(sum, va[i / kColumnPairs], vb[i % kColumnPairs]);

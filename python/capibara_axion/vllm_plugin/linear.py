@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from capibara_axion import env, torch_ops
+from capibara_axion import _core, env, torch_ops
 from capibara_axion.vllm_plugin import compat, compat_linear
 from capibara_axion.vllm_plugin.linear_cache import ChoiceCache
 from capibara_axion.vllm_plugin.linear_choice import Chooser, Product
@@ -122,10 +122,15 @@ class _Load:
 class LinearHook:
     """Stands in for vLLM's dispatch of linear layers, and knows which choices it made."""
 
-    def __init__(self, stock: compat_linear.Dispatch) -> None:
-        self._stock = stock
+    def __init__(self) -> None:
+        self._stock: compat_linear.Dispatch
         self._chooser: Chooser | None = None
         self._load = _Load()
+
+    def in_place_of(self, stock: compat_linear.Dispatch) -> compat_linear.Dispatch:
+        """What vLLM is to call instead of its own `stock`."""
+        self._stock = stock
+        return self.dispatch
 
     def dispatch(self, layer: Any, remove_weight: bool) -> None:
         """Sets `layer.cpu_linear`; with `remove_weight` frees `layer.weight`."""
@@ -190,25 +195,21 @@ class LinearHook:
         return lambda x: linear(x, layer.weight, None)
 
 
-_hook: LinearHook | None = None
+def check_native_module() -> None:
+    """Raises: RuntimeError: it is older than this file, as a checkout's that was not rebuilt is."""
+    if "gemm_f32" not in _core.call_counts():
+        raise RuntimeError(
+            "the native module has no matrix products yet: install the project again"
+        )
 
 
 def hook_linear() -> None:
-    """Raises: HookNotFound; ValueError: a wrong variable."""
+    """Raises: HookNotFound; RuntimeError: an old native module; ValueError: a wrong variable."""
     env.linear_backend()
-
-    def dispatch_or(stock: compat_linear.Dispatch) -> compat_linear.Dispatch:
-        global _hook
-        _hook = LinearHook(stock)
-        return _hook.dispatch
-
-    compat_linear.replace_linear_dispatch(dispatch_or)
-
-
-def hook_load_model() -> None:
-    """Raises: HookNotFound."""
-    if _hook is not None:
-        compat_linear.around_load_model("linear", _hook.begin_load, _hook.end_load)
+    check_native_module()
+    hook = LinearHook()
+    compat_linear.around_load_model("linear", hook.begin_load, hook.end_load)
+    compat_linear.replace_linear_dispatch(hook.in_place_of)
 
 
 def _our_product(weight: torch.Tensor) -> Product:

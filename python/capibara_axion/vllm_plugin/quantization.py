@@ -26,7 +26,12 @@ from typing import Any
 import torch
 
 from capibara_axion.vllm_plugin import compat_linear
-from capibara_axion.vllm_plugin.linear import Later, free_weight, packed_linear
+from capibara_axion.vllm_plugin.linear import (
+    Later,
+    check_native_module,
+    free_weight,
+    packed_linear,
+)
 
 NAME = "capibara_int8"
 
@@ -173,7 +178,8 @@ class Int8Config(_vllm.Config):
 
 
 def hook_int8() -> None:
-    """Raises: HookNotFound."""
+    """Raises: HookNotFound; RuntimeError: an old native module."""
+    check_native_module()
     compat_linear.register_quantization(NAME, Int8Config, Int8LinearMethod)
     compat_linear.around_load_model("int8", lambda: None, _end_load)
 

@@ -19,6 +19,8 @@ OPS = (
     "rope",
     "silu_and_mul",
     "gelu_and_mul",
+    "int8_linear",
+    "linear",
 )
 
 HOOKED = "hooked"
@@ -88,7 +90,13 @@ def _register() -> list[str]:
 
 def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
     # Here, not at the top: these modules import torch and load the native library.
-    from capibara_axion.vllm_plugin import activation, norm, rope
+    from capibara_axion.vllm_plugin import activation, linear, norm, rope
+
+    def hook_int8() -> None:
+        # Its classes are derived from vLLM's: only importing it shows whether those are there.
+        from capibara_axion.vllm_plugin import quantization
+
+        quantization.hook_int8()
 
     return {
         "rms_norm": (norm.hook_rms_norm,),
@@ -97,6 +105,9 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
         "rope": (rope.hook_rotary_embeddings, rope.hook_phi3_long_rope),
         "silu_and_mul": (activation.hook_silu_and_mul,),
         "gelu_and_mul": (activation.hook_gelu_and_mul,),
+        # Before "linear", which prepares whatever output layer is still unprepared after loading.
+        "int8_linear": (hook_int8,),
+        "linear": (linear.hook_linear,),
     }
 
 
