@@ -60,8 +60,8 @@ def _mm(a: Inputs) -> Call:
     return lambda: torch.mm(x, b)
 
 
-# On aarch64, torch 2.8.0's goes through oneDNN's reference code: 15 thousand million instructions for
-# 512 x 512 x 512 of bf16, where F.linear needs 15 million.
+# On aarch64, torch 2.8.0's goes through oneDNN's reference code: 15 thousand million instructions
+# for 512 x 512 x 512 of bf16, where F.linear needs 15 million.
 if torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
 
     @contender("linear", "torch", "oneDNN prepacked")

@@ -34,7 +34,6 @@ SITE = ROOT / "build/wheel-aarch64/site"
 
 PEERS = ("torch", "NumPy", "ACL")
 COUNTERS = ("all", "simd", "loads", "stores", "bytes_loaded", "bytes_stored")
-MORE = 3  # calls by which the two loops of guest.py and acl_peers.cc differ
 PASSED_ON = ("PATH", "HOME", "AARCH64_CPU")
 # What DC ZVA clears on QEMU's core "max", by its DCZID_EL0.
 ZVA_BYTES = 512
@@ -120,16 +119,17 @@ def emulated(*command: str) -> list[dict[str, Any]]:
         number: values for number, *values in (map(int, line.split()) for line in counts.open())
     }
     for one in printed[1:]:
-        one["counts"] = _a_call(marks, one.pop("mark"))
+        one["counts"] = _a_call(marks, one.pop("mark"), one.pop("more"))
     return printed
 
 
-def _a_call(marks: dict[int, list[int]], first: int) -> dict[str, float]:
-    few, more = (
+def _a_call(marks: dict[int, list[int]], first: int, more: int) -> dict[str, float]:
+    # The two loops of guest.py and acl_peers.cc differ by `more` calls.
+    short, long = (
         [end - begin for begin, end in zip(marks[at], marks[at + 1], strict=True)]
         for at in (first, first + 2)
     )
-    a_call = [(m - f) / MORE for f, m in zip(few, more, strict=True)]
+    a_call = [(m - f) / more for f, m in zip(short, long, strict=True)]
     return {
         name: int(value) if value.is_integer() else round(value, 2)
         for name, value in zip(COUNTERS, a_call, strict=True)

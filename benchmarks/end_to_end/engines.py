@@ -49,7 +49,9 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _vllm(name: str, *, plugin: bool, quantization: str | None = None) -> Contender:
+def _vllm(
+    name: str, *, plugin: bool, quantization: str | None = None, compiled: bool = False
+) -> Contender:
     return Contender(
         name,
         "measure_vllm.py",
@@ -57,7 +59,7 @@ def _vllm(name: str, *, plugin: bool, quantization: str | None = None) -> Conten
         prepare.CHECKPOINT,
         # Without the variable vLLM loads every plugin that is installed, with "" none.
         _VLLM_ENVIRONMENT | ({} if plugin else {"VLLM_PLUGINS": ""}),
-        {"plugin": plugin, "quantization": quantization},
+        {"plugin": plugin, "quantization": quantization, "compiled": compiled},
     )
 
 
@@ -69,9 +71,14 @@ def _llama_cpp(kind: str) -> Contender:
 CONTENDERS = {
     one.name: one
     for one in (
+        # As servers on a CPU run it (eager), and as vLLM does by default (compiled), which takes
+        # longer to start.
         _vllm(STOCK, plugin=False),
+        _vllm("vllm_compiled", plugin=False, compiled=True),
         _vllm("capibara", plugin=True),
+        _vllm("capibara_compiled", plugin=True, compiled=True),
         _vllm("capibara_int8", plugin=True, quantization="capibara_int8"),
+        _vllm("capibara_int8_compiled", plugin=True, quantization="capibara_int8", compiled=True),
         *map(_llama_cpp, prepare.GGUF_KINDS),
     )
 }

@@ -43,7 +43,7 @@ def load(job: Job) -> LLM:
         max_num_batched_tokens=CONTEXT,
         kv_cache_memory_bytes=_KV_CACHE_BYTES,
         enable_prefix_caching=False,
-        enforce_eager=True,
+        enforce_eager=not job.options["compiled"],
         distributed_executor_backend="uni",
     )
     if job.options["plugin"] != (_hooked() is not None):

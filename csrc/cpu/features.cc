@@ -84,7 +84,8 @@ std::string detect_core() { return ""; }
 // From the kernel's arch/arm64 user interface (hwcap.h); spelled out because older headers lack
 // the later ones.
 constexpr unsigned long kHwcapAsimd = 1ul << 1, kHwcapAes = 1ul << 3, kHwcapAsimdHp = 1ul << 10,
-                        kHwcapAsimdDp = 1ul << 20, kHwcapSve = 1ul << 22, kHwcapAsimdFhm = 1ul << 23;
+                        kHwcapAsimdDp = 1ul << 20, kHwcapSve = 1ul << 22,
+                        kHwcapAsimdFhm = 1ul << 23;
 constexpr unsigned long kHwcap2Sve2 = 1ul << 1, kHwcap2I8mm = 1ul << 13, kHwcap2Bf16 = 1ul << 14;
 
 FeatureSet detect_features() {

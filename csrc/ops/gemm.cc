@@ -71,14 +71,11 @@ class Product {
         memory.get(static_cast<size_t>(bytes + scales * static_cast<int64_t>(sizeof(float)))));
     rows_.scales = reinterpret_cast<float*>(rows_.panels + bytes);
 
-    // A multiplication counts as the eighth of a byte: with all of its data in the caches, a core
-    // reads some ten bytes in the time of a hundred of them.
-    const int64_t work =
-        std::max(count * call_.n * call_.k / 8, call_.n * call_.k * size_of(kernel_.b));
     parallel_for(row_panels, row_panels > 1 ? bytes : 0, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) pack_rows(first, count, p);
     });
-    const Grid grid = grid_of(threads_for(row_panels * col_panels, work), row_panels, col_panels);
+    const Grid grid =
+        grid_of(threads_of(kernel_, block_, count, call_.n, call_.k), row_panels, col_panels);
     const int64_t items = grid.rows * grid.cols;
     const auto part = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

@@ -18,8 +18,9 @@ struct MatrixView {
   int64_t stride;
 };
 
-// y = epilogue(x b): x is [m, k], y is [m, n], both rounded to what they are (x: to the type of the
-// products). b is packed, or given as [k, n], or as its transpose [n, k].
+// y = epilogue(x b): x is [m, k], y is [m, n]. Where the tiles want x in a narrower type than it
+// has (bf16 on a CPU with dot products of it), x is rounded to that once. b is packed, or given as
+// [k, n], or as its transpose [n, k].
 struct GemmCall {
   GemmType type;
   int64_t m, n, k;
@@ -50,7 +51,7 @@ struct PackedHeader {
   uint8_t cols, depth;
   int64_t n, k;
   int64_t bytes;
-  uint64_t id;  // of this packing, in this process
+  uint64_t id;  // of this packing; copies have the same
 };
 
 // Sums of products of int8 stay within int32 up to here.

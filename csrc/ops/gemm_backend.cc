@@ -8,6 +8,7 @@
 
 #include "cpu/environment.h"
 #include "ops/gemm_acl.h"
+#include "ops/gemm_blocking.h"
 #include "ops/gemm_packed.h"
 #include "ops/parallel.h"
 #if defined(CAPIBARA_HAS_ACL)
@@ -95,13 +96,10 @@ bool table_names_acl() {
 }
 
 // What the native driver would start for the first of its blocks of rows.
-int threads_of(const GemmCall& call) {
+int native_threads(const GemmCall& call) {
   const GemmKernel& kernel = gemm_kernel(call.type);
-  const int64_t m = std::min<int64_t>(call.m, 512);
-  const int64_t panels =
-      ((m + kernel.rows - 1) / kernel.rows) * ((call.n + kernel.cols - 1) / kernel.cols);
-  return threads_for(panels,
-                     std::max(m * call.n * call.k / 8, call.n * call.k * size_of(kernel.b)));
+  const Blocking block = blocking_of(kernel, call.m, call.n, call.k, call.packed != nullptr);
+  return threads_of(kernel, block, call.m, call.n, call.k);
 }
 
 }  // namespace
@@ -155,7 +153,7 @@ bool run_on_acl(const GemmCall& call) {
   if (!kHasAcl) return false;
   const bool possible = gemm_choice() == GemmChoice::kAcl || table_names_acl();
   return possible &&
-         choose(call.type, call.m, call.n, call.k, threads_of(call)) == GemmBackend::kAcl &&
+         choose(call.type, call.m, call.n, call.k, native_threads(call)) == GemmBackend::kAcl &&
          gemm_by_acl(call);
 }
 

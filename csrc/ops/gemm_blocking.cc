@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/features.h"
+#include "ops/parallel.h"
 
 namespace capibara {
 namespace {
@@ -44,6 +45,14 @@ Blocking blocking_of(const GemmKernel& kernel, int64_t m, int64_t n, int64_t k, 
   blocking.nc = even_block(n, most_columns, kernel.cols);
   blocking.mc = even_block(m, kRowsAtATime, kernel.rows);
   return blocking;
+}
+
+int threads_of(const GemmKernel& kernel, const Blocking& block, int64_t m, int64_t n, int64_t k) {
+  const int64_t rows = std::min(block.mc, m);
+  // A multiplication counts as the eighth of a byte: with all of its data in the caches, a core
+  // reads some ten bytes in the time of a hundred of them.
+  const int64_t work = std::max(rows * n * k / 8, n * k * size_of(kernel.b));
+  return threads_for(divide_up(rows, kernel.rows) * divide_up(n, kernel.cols), work);
 }
 
 Grid grid_of(int64_t threads, int64_t row_panels, int64_t col_panels) {

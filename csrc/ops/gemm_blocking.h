@@ -10,13 +10,12 @@
 //           a tile: kc steps in registers, sums in a block of m x nc
 //
 // kc: three quarters of level 1 hold the panel of A. A longer kc would save loads and stores of
-// sums
-//   (rows x cols of them a tile: 2 of 16 bytes against kc multiplications each), a shorter one
-//   nothing: the rest of level 1 is for the panel of B that passes through, which is read in order
-//   and so comes ahead of its use. On Neoverse V2 (64 KiB): 1536 of f32, 3072 of bf16.
-// nc: a quarter of level 2 holds the block of B, which is read once for each panel of A; what passes
-//   through beside it, A and the sums, is several times larger. On Zen 4 (1 MiB) a half is 2 to 4 %
-//   slower for f32, and kc from half of level 1 to one and a half times level 1 within 2 %.
+//   sums (one of each against kc multiplications), a shorter one nothing: the rest of level 1 is
+//   for the panel of B that passes through, which is read in order and so comes ahead of its use.
+//   On Neoverse V2 (64 KiB): 1536 of f32, 3072 of bf16.
+// nc: a quarter of level 2 holds the block of B, which is read once for each panel of A; A and the
+//   sums, which pass through beside it, are several times larger. On Zen 4 (1 MiB) a half is 2 to
+//   4 % slower for f32, and kc from half of level 1 to one and a half times level 1 within 2 %.
 // mc: rows that are packed at a time, by all threads for all. They are read by every thread once a
 //   block of columns, from level 2 or 3; B is read from memory once for each mc rows, so that each
 //   byte of a bf16 weight is used in mc multiplications.
@@ -37,6 +36,9 @@ struct Blocking {
 
 // `packed`: B lies in panels already. Depends on the caches, not on threads.
 Blocking blocking_of(const GemmKernel& kernel, int64_t m, int64_t n, int64_t k, bool packed);
+
+// Threads worth starting for m rows, of which no more than mc are multiplied at a time.
+int threads_of(const GemmKernel& kernel, const Blocking& block, int64_t m, int64_t n, int64_t k);
 
 // Threads in a grid over panels of rows and of columns.
 struct Grid {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <random>
 #include <stdexcept>
 #include <string>
 
@@ -37,7 +38,8 @@ struct Layout {
 };
 
 PackedHeader header_for(GemmType type, int64_t n, int64_t k) {
-  static std::atomic<uint64_t> next_id{1};
+  // Packed bytes may come from another process: two packings with one id would be taken for one.
+  static std::atomic<uint64_t> next_id{(uint64_t{std::random_device()()} << 32)};
   const GemmKernel& kernel = gemm_kernel(type);
   PackedHeader header = {};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -174,6 +176,7 @@ const PackedHeader& packed_header(const void* packed, int64_t bytes, const char*
     throw std::invalid_argument(std::string(what) +
                                 ": expected weights that were packed here, got " + got);
   };
+  if (reinterpret_cast<uintptr_t>(packed) % kAlignment != 0) fail("memory that is not aligned");
   const auto& header = *static_cast<const PackedHeader*>(packed);
   if (bytes < kHeaderBytes || std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
       header.version != kVersion || static_cast<int>(header.type) >= kGemmTypes) {
@@ -187,7 +190,6 @@ const PackedHeader& packed_header(const void* packed, int64_t bytes, const char*
   if (header.n < 0 || header.k < 0 || header.bytes != bytes || Layout(header).end != bytes) {
     fail(std::to_string(bytes) + " bytes that should be " + std::to_string(header.bytes));
   }
-  if (reinterpret_cast<uintptr_t>(packed) % kAlignment != 0) fail("memory that is not aligned");
   return header;
 }
 
