@@ -145,15 +145,15 @@ def measure(selected: list[dict[str, Any]]) -> dict[str, Any]:
         found[one.pop("case")].append(one)
     rows = []
     for index, case in enumerate(selected):
-        own = _least(found[index], "ours")
-        peer = _least(found[index], *PEERS)
+        own, peer = _least(found[index], "ours"), _least(found[index], *PEERS)
+        assert own is not None
         rows.append(
             case
             | {
                 "shape": shape_of(case),
                 "ours": own["name"],
-                "best_peer": f"{peer['family']} {peer['name']}",
-                "ratio": round(peer["counts"]["all"] / own["counts"]["all"], 3),
+                "best_peer": peer and f"{peer['family']} {peer['name']}",
+                "ratio": peer and round(peer["counts"]["all"] / own["counts"]["all"], 3),
                 "contenders": found[index],
             }
         )
@@ -183,9 +183,9 @@ def _first_line(*command: str) -> str:
     return done.stdout.splitlines()[0]
 
 
-def _least(contenders: list[dict[str, Any]], *families: str) -> dict[str, Any]:
+def _least(contenders: list[dict[str, Any]], *families: str) -> dict[str, Any] | None:
     matching = [one for one in contenders if one["family"] in families]
-    return min(matching, key=lambda one: one["counts"]["all"])
+    return min(matching, key=lambda one: one["counts"]["all"], default=None)
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -204,9 +204,9 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for row in result["rows"]:
         counts = {
-            family: _least(row["contenders"], family)["counts"]
+            family: least["counts"]
             for family in ("ours", *PEERS)
-            if any(one["family"] == family for one in row["contenders"])
+            if (least := _least(row["contenders"], family))
         }
         own = counts["ours"]
         table.add_row(
@@ -214,7 +214,7 @@ def print_table(result: dict[str, Any]) -> None:
             *(_short(own[name]) for name in COUNTERS[:4]),
             *(f"{own[name] / 1000:.0f}" for name in COUNTERS[4:]),
             *(_short(counts[peer]["all"]) if peer in counts else "" for peer in PEERS),
-            f"{row['ratio']:.2f}",
+            f"{row['ratio']:.2f}" if row["ratio"] else "",
         )
     console = machine.console()
     console.print(table)

@@ -176,10 +176,12 @@ const PackedHeader& packed_header(const void* packed, int64_t bytes, const char*
     throw std::invalid_argument(std::string(what) +
                                 ": expected weights that were packed here, got " + got);
   };
+  if (bytes < kHeaderBytes || std::memcmp(packed, kMagic, sizeof kMagic) != 0) {
+    fail("something else");
+  }
   if (reinterpret_cast<uintptr_t>(packed) % kAlignment != 0) fail("memory that is not aligned");
   const auto& header = *static_cast<const PackedHeader*>(packed);
-  if (bytes < kHeaderBytes || std::memcmp(header.magic, kMagic, sizeof kMagic) != 0 ||
-      header.version != kVersion || static_cast<int>(header.type) >= kGemmTypes) {
+  if (header.version != kVersion || static_cast<int>(header.type) >= kGemmTypes) {
     fail("something else");
   }
   const GemmKernel& kernel = gemm_kernel(header.type);
