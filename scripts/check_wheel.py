@@ -3,7 +3,7 @@
 """Check what is in a wheel: its platform tag, its files, what its native module needs and exports.
 
 With --build, CMake's folder of that wheel, also that nothing but the sources of an instruction set
-(`isa_*`) is compiled beyond the architecture's baseline: what every process runs must run on every
+(`isa_*`, `tiles_*`) is compiled beyond the architecture's baseline: what every process runs must run on every
 CPU. scripts/wheel.sh --check calls this, and then runs the wheel.
 """
 
@@ -117,7 +117,7 @@ def baseline_errors(build: Path, arch: str) -> Iterator[str]:
         return
     command, beyond = tool
     for path in (objects := sorted(build.rglob("*.o"))):
-        if any(part.startswith("isa_") for part in path.parts):
+        if any(part.startswith(("isa_", "tiles_")) for part in path.parts):
             continue
         done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
         lines = [line for line in done.stdout.splitlines() if beyond.search(line)]
