@@ -3,8 +3,8 @@
 """Check what is in a wheel: its platform tag, its files, what its native module needs and exports.
 
 With --build, CMake's folder of that wheel, also that nothing but the sources of an instruction set
-(`isa_*`, `tiles_*`) is compiled beyond the architecture's baseline: what every process runs must run on every
-CPU. scripts/wheel.sh --check calls this, and then runs the wheel.
+(`isa_*`, `tiles_*`) is compiled beyond the architecture's baseline: what every process runs must
+run on every CPU. scripts/wheel.sh --check calls this, and then runs the wheel.
 """
 
 from __future__ import annotations
