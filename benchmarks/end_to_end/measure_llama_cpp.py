@@ -21,6 +21,7 @@ _BATCH = 512
 def measure(job: Job) -> dict[str, Any]:
     """Measures with flash attention or without, whichever is faster for the first prompt."""
     try:
+        # Only in the peers' environment, which prepare.py makes: no type checker sees it.
         import llama_cpp  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise Absent(f"{error}; prepare.py installs llama.cpp") from error

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Only in the peers' environment, which prepare.py makes: no type checker sees them.
 import gguf  # type: ignore[import-not-found,unused-ignore]
 import llama_cpp  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
