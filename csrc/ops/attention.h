@@ -34,7 +34,7 @@ struct BidirectionalRange {
 };
 
 struct AttentionCall {
-  DType dtype;  // of q, out, and of k and v where they are dense
+  DType dtype;                                // of q, out, and of k and v where they are dense
   int64_t num_heads, num_kv_heads, head_dim;  // num_kv_heads divides num_heads
 
   int64_t sequences;
