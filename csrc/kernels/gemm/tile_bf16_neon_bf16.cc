@@ -13,17 +13,9 @@ struct Bf16 {
   using Mark = BF16;
   using C = float;
   using Sum = float32x4_t;
-  using Vector = bfloat16x8_t;
 
-  CAPIBARA_INLINE static Vector load(const char* p) {
-    return vreinterpretq_bf16_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(p)));
-  }
-  CAPIBARA_INLINE static Vector load_half(const char* p) {
-    const uint8x8_t half = vld1_u8(reinterpret_cast<const uint8_t*>(p));
-    return vreinterpretq_bf16_u8(vcombine_u8(half, vdup_n_u8(0)));
-  }
-  CAPIBARA_INLINE static Sum multiply(Sum sum, Vector a, Vector b) {
-    return vbfmmlaq_f32(sum, a, b);
+  CAPIBARA_INLINE static Sum multiply(Sum sum, uint8x16_t a, uint8x16_t b) {
+    return vbfmmlaq_f32(sum, vreinterpretq_bf16_u8(a), vreinterpretq_bf16_u8(b));
   }
   CAPIBARA_INLINE static Sum first_row(Sum x, Sum y) {
     return vreinterpretq_f32_f64(vtrn1q_f64(vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y)));

@@ -13,15 +13,10 @@ struct Int8 {
   using Mark = int8_t;
   using C = int32_t;
   using Sum = int32x4_t;
-  using Vector = int8x16_t;
 
-  CAPIBARA_INLINE static Vector load(const char* p) {
-    return vld1q_s8(reinterpret_cast<const int8_t*>(p));
+  CAPIBARA_INLINE static Sum multiply(Sum sum, uint8x16_t a, uint8x16_t b) {
+    return vmmlaq_s32(sum, vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b));
   }
-  CAPIBARA_INLINE static Vector load_half(const char* p) {
-    return vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(p)), vdup_n_s8(0));
-  }
-  CAPIBARA_INLINE static Sum multiply(Sum sum, Vector a, Vector b) { return vmmlaq_s32(sum, a, b); }
   CAPIBARA_INLINE static Sum first_row(Sum x, Sum y) {
     return vreinterpretq_s32_s64(vtrn1q_s64(vreinterpretq_s64_s32(x), vreinterpretq_s64_s32(y)));
   }

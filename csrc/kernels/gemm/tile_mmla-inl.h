@@ -3,10 +3,11 @@
 // and SMMLA. A register holds two rows, or two columns; the sum has both columns of the first row,
 // then those of the second.
 //
-// Budget of 8 x 8: 16 accumulators, 4 registers of A and 4 of B a step; the other 8 are for loads
-// ahead of their use. A step is 16 multiply-adds, which the four pipes of Neoverse V2 do in 4
-// cycles. With fewer rows, several sets of accumulators take turns along K: Op::kChains is how many
-// it takes until none waits for its last multiply-add.
+// Budget of 8 x 8: 16 accumulators, 4 registers of A and 4 of B. A step is 16 multiply-adds, which
+// the four pipes of Neoverse V2 do in 4 cycles, and two LD1, which fill four registers each and
+// move their pointer. That the next step loads into the same registers is nothing to wait for: the
+// core renames them, and loads well ahead. With fewer rows, several sets of accumulators take turns
+// along K: Op::kChains is how many it takes until none waits for its last multiply-add.
 //
 // A row alone is multiplied as a pair with a row of zeros: BFDOT and SDOT would do as many columns
 // an instruction, but want the row twice in a register, which costs another instruction a step.
@@ -17,54 +18,79 @@
 namespace capibara {
 namespace {
 
-// Steps an iteration. With 16, counter, pointers and branch are 4 instructions beside 320.
+// Steps an iteration. With 16, counter and branch are 2 instructions beside 288 of 8 x 8.
 constexpr int kSteps = 16;
 constexpr int kColumnPairs = kCols / 2;
-constexpr int kBytesB = 16 * kColumnPairs;  // of the panel of B a step
+
+// The next registers of a panel; p moves past them. `at_once`: one instruction does both.
+template <bool at_once, int n>
+CAPIBARA_INLINE inline void load(const uint8_t*& p, uint8x16_t (&v)[n]) {
+  static_assert(!at_once || (n >= 2 && n <= 4));
+  const auto take = [&](const auto& x) CAPIBARA_INLINE {
+    unrolled<n>([&](auto i) CAPIBARA_INLINE { v[i] = x.val[i]; });
+  };
+  if constexpr (!at_once) {
+    unrolled<n>([&](auto i) CAPIBARA_INLINE { v[i] = vld1q_u8(p + 16 * i); });
+  } else if constexpr (n == 2) {
+    take(vld1q_u8_x2(p));
+  } else if constexpr (n == 3) {
+    take(vld1q_u8_x3(p));
+  } else {
+    take(vld1q_u8_x4(p));
+  }
+  p += 16 * n;
+}
+CAPIBARA_INLINE inline void load_half(const uint8_t*& p, uint8x16_t (&v)[1]) {
+  v[0] = vcombine_u8(vld1_u8(p), vdup_n_u8(0));
+  p += 8;
+}
+
+// No instruction: what is loaded from here on is loaded after `sum` is computed. The compiler would
+// otherwise move loads to the top of the loop, and spill what they loaded.
+template <class Sum>
+CAPIBARA_INLINE inline void wait_for(Sum sum, const uint8_t*& left, const uint8_t*& right) {
+  __asm__("" : "+r"(left), "+r"(right) : "w"(sum));
+}
 
 // Op says what a step is; its members stand in the sources that include this:
 //   kChains    see above; a power of two sets makes at least as many
 //   Mark       for CAPIBARA_LOOP
 //   C, Sum     an element of c, and four of them
-//   Vector     16 bytes of a panel
-//   load, load_half: the latter 8 bytes, then zeros
-//   multiply(sum, a, b)
+//   multiply(sum, a, b): of 16 bytes of each panel
 //   first_row(left, right), second_row: of the sums of two pairs of columns
 template <class Op, int rows>
 void tile(int64_t steps, const void* a, const void* b, void* c, int64_t ldc, bool accumulate) {
   using Sum = typename Op::Sum;
   constexpr int pairs = (rows + 1) / 2, chains = pairs * kColumnPairs;
   constexpr int sets = chains >= Op::kChains ? 1 : 2 * chains >= Op::kChains ? 2 : 4;
-  constexpr int bytes_a = 8 * rows;
   static_assert(rows == 1 || rows % 2 == 0);
+  // A pair of rows alone is bound by its loads: LDP is as good for B, and loads A for two steps.
+  constexpr bool at_once = pairs > 1;
   Sum sums[sets][chains] = {};
-  const char* left = static_cast<const char*>(a);
-  const char* right = static_cast<const char*>(b);
+  const uint8_t* left = static_cast<const uint8_t*>(a);
+  const uint8_t* right = static_cast<const uint8_t*>(b);
 
   const auto step = [&](auto k) CAPIBARA_INLINE {
-    typename Op::Vector va[pairs], vb[kColumnPairs];
-    unrolled<pairs>([&](auto p) CAPIBARA_INLINE {
-      const char* from = left + k * bytes_a + 16 * p;
-      va[p] = rows == 1 ? Op::load_half(from) : Op::load(from);
-    });
-    unrolled<kColumnPairs>([&](auto q)
-                               CAPIBARA_INLINE { vb[q] = Op::load(right + k * kBytesB + 16 * q); });
+    uint8x16_t va[pairs], vb[kColumnPairs];
+    if constexpr (rows == 1) {
+      load_half(left, va);
+    } else {
+      load<at_once>(left, va);
+    }
+    load<at_once>(right, vb);
     unrolled<chains>([&](auto i) CAPIBARA_INLINE {
       Sum& sum = sums[k % sets][i];
       sum = Op::multiply(sum, va[i / kColumnPairs], vb[i % kColumnPairs]);
     });
+    if constexpr (at_once) {
+      unrolled<chains>([&](auto i) CAPIBARA_INLINE { wait_for(sums[k % sets][i], left, right); });
+    }
   };
   for (uint64_t n = static_cast<uint64_t>(steps) / kSteps; n != 0; --n) {
     CAPIBARA_LOOP_VARIANT(mmla, typename Op::Mark, kSteps, rows);
     unrolled<kSteps>(step);
-    left += kSteps * bytes_a;
-    right += kSteps * kBytesB;
   }
-  for (uint64_t n = static_cast<uint64_t>(steps) % kSteps; n != 0; --n) {
-    unrolled<1>(step);
-    left += bytes_a;
-    right += kBytesB;
-  }
+  for (uint64_t n = static_cast<uint64_t>(steps) % kSteps; n != 0; --n) unrolled<1>(step);
   add_sets<sets>(sums);
   Sum out[rows][2];
   unrolled<rows * 2>([&](auto i) CAPIBARA_INLINE {
