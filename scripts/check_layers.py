@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LAYERS = ("base", "cpu", "kernels", "backends", "ops", "bindings")
-SHARED_KERNELS = ("common", "math")
+SHARED_KERNELS = ("common", "math", "fp8", "gemm")
 CXX_SUFFIXES = frozenset({".h", ".cc", ".inc"})
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 FRAMEWORK_HEADER = re.compile(r"^(pybind11|numpy|torch|ATen|c10)/|^(Python|structmember)\.h$")

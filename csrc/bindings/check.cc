@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/check.h"
 
-#include <cmath>
-
 #include "bindings/expect.h"
 
 namespace capibara {
 namespace {
 
-// Finite as the float that the kernels take it as.
-float check_finite(const char* name, double value) {
-  const float narrowed = static_cast<float>(value);
-  if (std::isfinite(narrowed)) return narrowed;
-  throw std::invalid_argument(std::string(name) + ": expected a finite float32, got " +
-                              std::to_string(value));
-}
-
 float check_eps(double eps) {
-  if (eps >= 0.0) return check_finite("eps", eps);
+  if (eps >= 0.0) return finite_float("eps", eps);
   throw std::invalid_argument("eps: expected a number that is not negative, got " +
                               std::to_string(eps));
 }
@@ -73,16 +63,14 @@ SoftmaxCall check_softmax(const TensorView& x, double scale, const TensorView* l
                           const TensorView& y) {
   expect_dims(x, 1);
   expect_value_type(x);
-  const float factor = check_finite("scale", scale);
+  const float factor = finite_float("scale", scale);
   expect_dtype_of(y, x);
   expect_shape_of(y, x);
   expect_no_partial_overlap(y, x);
   const RowLayout layout = merge_rows({&x, &y});
   const int32_t* values = nullptr;
   if (lengths) {
-    if (lengths->index != IndexType::kInt32) {
-      throw TypeMismatch(std::string("lengths: expected int32, got ") + type_name_of(*lengths));
-    }
+    expect_index_type(*lengths, IndexType::kInt32);
     bool same = lengths->dims == x.dims - 1;
     for (int i = 0; same && i < lengths->dims; ++i) same = lengths->shape[i] == x.shape[i];
     if (!same) {

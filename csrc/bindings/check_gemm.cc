@@ -61,9 +61,7 @@ void expect_weight_matrix(const TensorView& weight) {
 }
 
 void expect_bytes(const TensorView& view) {
-  if (view.index != IndexType::kUInt8) {
-    throw TypeMismatch(std::string(view.name) + ": expected uint8, got " + type_name_of(view));
-  }
+  expect_index_type(view, IndexType::kUInt8);
   if (view.dims != 1) fail(view, "one dimension", "shape " + view.shape_text());
   if (!view.contiguous()) {
     fail(view, "bytes that follow one another", "stride " + std::to_string(view.strides[0]));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/expect.h"
 
+#include <cmath>
 #include <utility>
 
 namespace capibara {
@@ -14,6 +15,21 @@ std::string type_name_of(const TensorView& view) {
   if (view.index == IndexType::kInt32) return "int32";
   if (view.index == IndexType::kInt64) return "int64";
   return name_of(view.dtype);
+}
+
+float finite_float(const char* name, double value) {
+  const float narrowed = static_cast<float>(value);
+  if (std::isfinite(narrowed)) return narrowed;
+  throw std::invalid_argument(std::string(name) + ": expected a finite float32, got " +
+                              std::to_string(value));
+}
+
+void expect_index_type(const TensorView& view, IndexType index) {
+  if (view.index == index) return;
+  const char* const name = index == IndexType::kInt32   ? "int32"
+                           : index == IndexType::kInt64 ? "int64"
+                                                        : "uint8";
+  throw TypeMismatch(std::string(view.name) + ": expected " + name + ", got " + type_name_of(view));
 }
 
 void expect_dims(const TensorView& view, int least) {

@@ -15,7 +15,11 @@ namespace capibara {
                        const std::string& given);
 std::string type_name_of(const TensorView& view);
 
+// Finite as the float that the kernels take it as.
+float finite_float(const char* name, double value);
+
 void expect_dims(const TensorView& view, int least);
+void expect_index_type(const TensorView& view, IndexType index);
 void expect_value_type(const TensorView& view);
 void expect_dtype_of(const TensorView& view, const TensorView& model);
 void expect_dtype_or_f32(const TensorView& view, const TensorView& model);

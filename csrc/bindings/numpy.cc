@@ -138,6 +138,7 @@ void rope_numpy(const py::object& q, const py::object& k, const py::object& cos_
 void bind_numpy(py::module_& m) {
   using py::arg;
   bind_numpy_gemm(m);
+  bind_numpy_attention(m);
   m.def("rms_norm", &norm_numpy<rms_norm, false>, arg("x"), arg("weight"), arg("eps"), arg("out"));
   m.def("layer_norm", &norm_numpy<layer_norm, true>, arg("x"), arg("weight"), arg("eps"),
         arg("out"));

@@ -261,8 +261,10 @@ void register_torch_ops(const std::string& libtorch) {
   for (const Registration& op : kOperators) {
     succeed(g_torch.library_impl(registry, op.name, op.boxed), op.name);
   }
-  for (const Registration* op = kGemmOperators; op->name; ++op) {
-    succeed(g_torch.library_impl(registry, op->name, op->boxed), op->name);
+  for (const Registration* more : {kGemmOperators, kAttentionOperators}) {
+    for (const Registration* op = more; op->name; ++op) {
+      succeed(g_torch.library_impl(registry, op->name, op->boxed), op->name);
+    }
   }
   registered = true;
 }

@@ -58,23 +58,35 @@ class Tensor {
   Handle handle_;
 };
 
-// An optional tensor is a null pointer, or points to a heap value that the callee frees.
-inline std::optional<Tensor> take_optional(Value value) {
+inline double take_double(Value value) {
+  double result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// What is optional is a null pointer, or points to a heap value that the callee frees.
+inline std::optional<Value> take_inner(Value value) {
   auto* inner = reinterpret_cast<Value*>(value);
   if (!inner) return std::nullopt;
-  Tensor tensor(*inner);
+  const Value result = *inner;
   if (g_torch.delete_value) {
     g_torch.delete_value(inner);
   } else {
     delete inner;
   }
-  return tensor;
+  return result;
 }
 
-inline double take_double(Value value) {
-  double result;
-  std::memcpy(&result, &value, sizeof result);
-  return result;
+inline std::optional<Tensor> take_optional(Value value) {
+  const std::optional<Value> inner = take_inner(value);
+  if (!inner) return std::nullopt;
+  return Tensor(*inner);
+}
+
+inline std::optional<double> take_optional_double(Value value) {
+  const std::optional<Value> inner = take_inner(value);
+  if (!inner) return std::nullopt;
+  return take_double(*inner);
 }
 
 inline int64_t take_int(Value value) { return static_cast<int64_t>(value); }
@@ -115,7 +127,8 @@ struct Registration {
   Boxed boxed;
 };
 
-// The matrix products, ended by a null name.
+// The matrix products; attention and its cache. Both ended by a null name.
 extern const Registration kGemmOperators[];
+extern const Registration kAttentionOperators[];
 
 }  // namespace capibara

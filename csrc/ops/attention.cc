@@ -284,16 +284,15 @@ class Attention {
                      const Workspace& space) const {
     const char* const queries =
         space.query_panels + panel * kernel_.rows * call_.head_dim * size_a_;
-    GemmTileFn* const tile = kernel_.tiles[rows - 1];
-    const int64_t steps = call_.head_dim / kernel_.depth;
     for (int64_t s = 0; s < block.segments; ++s) {
       const KeySegment& segment = block.segment[s];
+      const int64_t begin = std::max(segment.begin, from);
       const int64_t end = std::min(segment.end, from + columns);
-      for (int64_t key = std::max(segment.begin, from); key < end; key += kernel_.cols) {
-        tile(steps, queries,
-             segment.keys + (key - segment.begin) / kernel_.cols * segment.key_panel_stride,
-             space.scores + key - from, plan_.keys_per_block, false);
-      }
+      if (begin >= end) continue;
+      kernel_.multiply(
+          rows, divide_up(end - begin, kernel_.cols), call_.head_dim / kernel_.depth, queries,
+          segment.keys + (begin - segment.begin) / kernel_.cols * segment.key_panel_stride,
+          segment.key_panel_stride, space.scores + begin - from, plan_.keys_per_block, false);
     }
   }
 
@@ -339,16 +338,12 @@ class Attention {
 
   void multiply_values(int rows, int packed_rows, int64_t from, int64_t to, const KeyBlock& block,
                        const char* p, float* sums, bool accumulate) const {
-    GemmTileFn* const tile = kernel_.tiles[rows - 1];
-    const int64_t panels = dim_ / kernel_.cols;
     // Of all dimensions: keys [begin, end) of the block, whose values are at `values`.
     const auto multiply = [&](int64_t begin, int64_t end, const char* values,
                               int64_t panel_stride) {
-      const int64_t steps = divide_up(end - begin, kernel_.depth);
-      const char* const left = p + (begin - from) * packed_rows * size_a_;
-      for (int64_t d = 0; d < panels; ++d) {
-        tile(steps, left, values + d * panel_stride, sums + d * kernel_.cols, dim_, accumulate);
-      }
+      kernel_.multiply(rows, dim_ / kernel_.cols, divide_up(end - begin, kernel_.depth),
+                       p + (begin - from) * packed_rows * size_a_, values, panel_stride, sums, dim_,
+                       accumulate);
       accumulate = true;
     };
     for (int64_t s = 0; s < block.segments; ++s) {

@@ -17,6 +17,10 @@ bool can_be_read_in_place(const AttentionCall& call, const GemmKernel& kernel) {
   return call.cache->layout.block_size % kernel.cols == 0 && call.head_dim % kernel.cols == 0;
 }
 
+// f16 cannot hold an exponential times a token's scale, the largest magnitude over `largest`: it is
+// given times this power of two, which value_scale() makes up for.
+float token_value_unit(Fp8 format) { return format == Fp8::kE4M3 ? 0x1p8f : 0x1p15f; }
+
 }  // namespace
 
 KeySource::KeySource(const AttentionCall& call, const GemmKernel& kernel, int64_t keys_per_block)
@@ -43,7 +47,9 @@ float KeySource::key_scale(int64_t kv_head) const {
 
 float KeySource::value_scale(int64_t kv_head) const {
   if (!call_.cache || !is_fp8(call_.cache->layout.type)) return 1.0f;
-  if (call_.cache->scales == CacheScales::kToken) return 1.0f;
+  if (call_.cache->scales == CacheScales::kToken) {
+    return 1.0f / token_value_unit(fp8_of(call_.cache->layout.type));
+  }
   return call_.cache->value_scales[call_.cache->scales == CacheScales::kHead ? kv_head : 0];
 }
 
@@ -123,7 +129,7 @@ void KeySource::point(int64_t sequence, int64_t kv_head, int64_t first, int64_t 
     };
   }
   const int64_t left = call_.key_lengths[sequence] - first;
-  if (end == left && left % depth_ != 0) {
+  if (end > left / depth_ * depth_ && left % depth_ != 0) {
     block.tail_begin = left / depth_ * depth_;
     block.tail_values = tail;
     const KeySegment& last = block.segment[block.segments - 1];
@@ -201,7 +207,7 @@ void KeySource::expand(int64_t sequence, int64_t kv_head, int64_t first, int64_t
   }
   // What follows the sequence's end in its last group may be anything.
   const int64_t left = call_.key_lengths[sequence] - first;
-  if (end == left && left % depth_ != 0) {
+  if (end > left / depth_ * depth_ && left % depth_ != 0) {
     const int64_t group = left / depth_ * depth_, valid = left - group;
     for (int64_t d = 0; d < padded_dim_; d += cols_) {
       char* out = values + (d * per_block_ + group * cols_) * size_;
@@ -226,7 +232,9 @@ void KeySource::load_scales(int64_t sequence, int64_t kv_head, int64_t first, in
     const int64_t from =
         (block_of(sequence, first + key) * cache.num_kv_heads + kv_head) * size + at;
     std::copy_n(cache.key_scales + from, count, scales + key);
-    std::copy_n(cache.value_scales + from, count, values + key);
+    const float unit = token_value_unit(fp8_of(cache.layout.type));
+    std::transform(cache.value_scales + from, cache.value_scales + from + count, values + key,
+                   [&](float scale) { return scale * unit; });
     key += count;
   }
   block.key_scales = scales;

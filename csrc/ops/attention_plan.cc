@@ -12,13 +12,13 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Level 1 holds a panel's scores, in f32, and their exponentials; level 2 the block's keys and
-// values in a quarter, which all panels of a task read one after the other.
+// Three quarters of level 1 hold a panel's scores, in f32, and their exponentials; level 2 the
+// block's keys and values in a quarter, which all panels of a task read one after the other.
 int64_t keys_per_block(const AttentionCall& call, const GemmKernel& kernel) {
   const CpuInfo& cpu = cpu_info();
   const int64_t l1 = cpu.l1d_bytes ? static_cast<int64_t>(cpu.l1d_bytes) : 32 << 10;
   const int64_t l2 = cpu.l2_bytes ? static_cast<int64_t>(cpu.l2_bytes) : 512 << 10;
-  const int64_t by_scores = l1 / 2 / (kernel.rows * (4 + size_of(kernel.a)));
+  const int64_t by_scores = l1 * 3 / 4 / (kernel.rows * (4 + size_of(kernel.a)));
   const int64_t by_keys = l2 / 4 / (2 * call.head_dim * size_of(kernel.b));
   const int64_t most = std::min({by_scores, by_keys, kMaxKeysPerBlock});
   return std::max<int64_t>(most / 128 * 128, 128);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/registry.h"
 
+#include "kernels/attention/attention.h"
+#include "kernels/fp8/fp8.h"
 #include "kernels/gated/gated.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/kv_cache/kv_cache.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/softmax/softmax.h"
@@ -33,6 +36,10 @@ std::vector<OpInfo> list_ops() {
       describe("gemm_bf16", gemm_kernels(GemmType::kBF16)),
       describe("gemm_f16", gemm_kernels(GemmType::kF16)),
       describe("gemm_int8", gemm_kernels(GemmType::kInt8)),
+      describe("attention", attention_softmax_kernels()),
+      describe("kv_cache_append", kv_cache_write_kernels()),
+      describe("fp8_decode", fp8_decode_kernels()),
+      describe("fp8_encode", fp8_encode_kernels()),
   };
 }
 

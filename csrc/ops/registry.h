@@ -25,8 +25,12 @@ enum class Op : uint8_t {
   gemm_bf16,
   gemm_f16,
   gemm_int8,
+  attention,
+  kv_cache_append,
+  fp8_decode,
+  fp8_encode,
 };
-constexpr int kOps = 12;
+constexpr int kOps = 16;
 
 struct OpInfo {
   const char* name;

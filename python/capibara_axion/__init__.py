@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capibara_axion._core import __version__
+    from capibara_axion.attention import flash_attention, paged_attention
+    from capibara_axion.fp8 import fp8_dequantize, fp8_quantize
+    from capibara_axion.kv_cache import PagedKVCache
     from capibara_axion.ops import (
         fused_add_rms_norm,
         gelu_and_mul,
@@ -29,13 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PackedLinear",
+    "PagedKVCache",
     "__version__",
+    "flash_attention",
+    "fp8_dequantize",
+    "fp8_quantize",
     "fused_add_rms_norm",
     "gelu_and_mul",
     "get_num_threads",
     "layer_norm",
     "linear",
     "matmul",
+    "paged_attention",
     "rms_norm",
     "rope",
     "set_num_threads",
@@ -46,7 +54,12 @@ __all__ = [
 # Where names come from that are not in ops.
 _ELSEWHERE = {
     "PackedLinear": "capibara_axion.packed_linear",
+    "PagedKVCache": "capibara_axion.kv_cache",
     "__version__": "capibara_axion._core",
+    "flash_attention": "capibara_axion.attention",
+    "fp8_dequantize": "capibara_axion.fp8",
+    "fp8_quantize": "capibara_axion.fp8",
+    "paged_attention": "capibara_axion.attention",
 }
 
 

@@ -83,6 +83,64 @@ def unpack_linear(packed: Array) -> tuple[Array, Array | None]: ...
 def repack_linear(type: int, values: Array, scales: Array | None, packed: Array) -> None: ...
 def packed_nbytes(type: int, n: int, k: int) -> int: ...
 def aligned_empty(nbytes: int) -> Array: ...
+def flash_attention(
+    q: First,
+    k: Array,
+    v: Array,
+    query_start: Array | None,
+    key_start: Array | None,
+    scale: float | None,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    alibi_slopes: Array | None,
+    sinks: Array | None,
+    ranges: Array | None,
+    out: Array | None,
+) -> First: ...
+def paged_attention(
+    q: First,
+    data: Array,
+    key_scales: Array | None,
+    value_scales: Array | None,
+    type: int,
+    compute: int,
+    block_table: Array,
+    seq_lens: Array,
+    query_start: Array | None,
+    scale: float | None,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    alibi_slopes: Array | None,
+    sinks: Array | None,
+    ranges: Array | None,
+    out: Array | None,
+) -> First: ...
+def kv_cache_append(
+    data: Array,
+    key_scales: Array | None,
+    value_scales: Array | None,
+    type: int,
+    compute: int,
+    key: Array,
+    value: Array,
+    slot_mapping: Array,
+) -> None: ...
+def kv_cache_gather(
+    data: Array,
+    key_scales: Array | None,
+    value_scales: Array | None,
+    type: int,
+    compute: int,
+    slots: Array,
+    key: Array,
+    value: Array,
+) -> None: ...
+def fp8_encode(x: Array, format: int, factor: float, codes: Array) -> None: ...
+def fp8_decode(codes: Array, format: int, out: Array) -> None: ...
 def register_torch_ops(libtorch: str) -> None: ...
 def cpu() -> Cpu: ...
 def isas() -> list[Isa]: ...

@@ -17,6 +17,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from capibara_axion._rounding import _rounded, _wide
+from capibara_axion.reference_attention import (
+    flash_attention,
+    fp8_dequantize,
+    fp8_quantize,
+    paged_attention,
+)
+
+__all__ = [
+    "flash_attention",
+    "fp8_dequantize",
+    "fp8_quantize",
+    "fused_add_rms_norm",
+    "gelu_and_mul",
+    "layer_norm",
+    "linear",
+    "linear_int8",
+    "matmul",
+    "paged_attention",
+    "quantized",
+    "rms_norm",
+    "rope",
+    "silu_and_mul",
+    "softmax",
+]
+
 Array = NDArray[Any]
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
@@ -351,22 +377,3 @@ def _mean(values: Array) -> Array:
     """Over the last dimension, which stays with size 1; zero where it is empty."""
     total: Array = np.sum(values, axis=-1, keepdims=True)
     return total / max(values.shape[-1], 1)
-
-
-def _wide(x: Array) -> NDArray[np.float64]:
-    return x.astype(np.float64)
-
-
-def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
-    """values in dtype, rounded to nearest even."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype.name != "bfloat16":
-            return values.astype(dtype)
-        # ml_dtypes goes by way of float32, which would round twice. Rounded to odd instead, the
-        # float32 remembers on which side of a tie the value lies (S. Boldo and G. Melquiond, "When
-        # double rounding is odd", 2005).
-        single = values.astype(np.float32)
-        beyond = np.abs(single) > np.abs(values)
-        towards_zero = np.where(beyond, np.nextafter(single, np.float32(0.0)), single)
-        odd = towards_zero.view(np.uint32) | (single != values)
-        return odd.view(np.float32).astype(dtype)

@@ -21,6 +21,20 @@ from capibara_axion.packed_linear import empty_packed, type_number
 
 # activation: 0 none, 1 silu, 2 gelu, 3 gelu_tanh
 _OPTIONS = "Tensor? bias=None, Tensor? residual=None, int activation=0"
+# window_left, window_right: -1 for no limit. ranges: int32 [n, 3], sequence, begin, end.
+_ATTENTION = (
+    "float? scale=None, bool causal=True, int window_left=-1, int window_right=-1,"
+    " float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? ranges=None"
+)
+_FLASH = (
+    f"Tensor q, Tensor k, Tensor v, Tensor? query_start=None, Tensor? key_start=None, {_ATTENTION}"
+)
+# Of a PagedKVCache. type: 0 float32, 1 float16, 2 bfloat16, 3 fp8_e4m3, 4 fp8_e5m2; compute: the
+# first three.
+_PAGED = (
+    "Tensor q, Tensor data, Tensor? key_scales, Tensor? value_scales, int type, int compute,"
+    f" Tensor block_table, Tensor seq_lens, Tensor? query_start=None, {_ATTENTION}"
+)
 _SCHEMAS = (
     "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
     "rms_norm_out(Tensor(a!) out, Tensor x, Tensor weight, float eps) -> ()",
@@ -46,6 +60,17 @@ _SCHEMAS = (
     f" {_OPTIONS}) -> ()",
     # type: 0 float32, 1 bfloat16, 2 float16, 3 int8
     "pack_linear(Tensor weight, Tensor(a!) packed, int type) -> ()",
+    f"flash_attention({_FLASH}) -> Tensor",
+    f"flash_attention_out(Tensor(a!) out, {_FLASH}) -> ()",
+    f"paged_attention({_PAGED}) -> Tensor",
+    f"paged_attention_out(Tensor(a!) out, {_PAGED}) -> ()",
+    "kv_cache_append(Tensor(a!) data, Tensor(b!)? key_scales, Tensor(c!)? value_scales, int type,"
+    " int compute, Tensor key, Tensor value, Tensor slot_mapping) -> ()",
+    "kv_cache_gather(Tensor data, Tensor? key_scales, Tensor? value_scales, int type, int compute,"
+    " Tensor slots, Tensor(a!) key, Tensor(b!) value) -> ()",
+    # format: 0 e4m3, 1 e5m2
+    "fp8_encode(Tensor x, int format, float factor, Tensor(a!) codes) -> ()",
+    "fp8_decode(Tensor codes, int format, Tensor(a!) out) -> ()",
 )
 _IN_PLACE = (
     "rms_norm_out",
@@ -60,6 +85,12 @@ _IN_PLACE = (
     "linear_out",
     "packed_linear_out",
     "pack_linear",
+    "flash_attention_out",
+    "paged_attention_out",
+    "kv_cache_append",
+    "kv_cache_gather",
+    "fp8_encode",
+    "fp8_decode",
 )
 
 
@@ -118,8 +149,13 @@ def _packed_linear(
     return _dense(x, out_features)
 
 
-def _in_place(*arguments: object) -> None:
-    _one_device(*arguments)
+def _like_q(q: torch.Tensor, *others: object, **options: object) -> torch.Tensor:
+    _one_device(q, *others, *options.values())
+    return q.new_empty(q.shape)
+
+
+def _in_place(*arguments: object, **options: object) -> None:
+    _one_device(*arguments, *options.values())
 
 
 def _register() -> torch.library.Library:
@@ -132,6 +168,8 @@ def _register() -> torch.library.Library:
         torch.library.register_fake(f"capibara_axion::{name}", _gated, lib=library)
     for name, fake in (("matmul", _matmul), ("linear", _linear), ("packed_linear", _packed_linear)):
         torch.library.register_fake(f"capibara_axion::{name}", fake, lib=library)
+    for name in ("flash_attention", "paged_attention"):
+        torch.library.register_fake(f"capibara_axion::{name}", _like_q, lib=library)
     for name in _IN_PLACE:
         torch.library.register_fake(f"capibara_axion::{name}", _in_place, lib=library)
     libtorch = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"

@@ -17,6 +17,12 @@ ISAS = [isa["name"] for isa in _core.isas() if isa["runs_here"]]
 # The others have implementations of nothing but matrix products.
 VECTOR_ISAS = {isa for op in _core.ops() if op["name"] == "rms_norm" for isa in op["built"]}
 FORCED_TEST = "test_values.py::test_the_forced_isa_is_the_chosen_one"
+# Attention reads the layout of the instruction set's own tiles.
+ATTENTION_TESTS = (
+    "test_attention_values.py::test_any",
+    "test_kv_cache.py::test_any_batch",
+    "test_kv_cache.py::test_every_head_size",
+)
 HERE = Path(__file__).parent
 
 
@@ -38,7 +44,7 @@ def test_every_isa_passes_the_same_tests(isa: str) -> None:
     """test_values.py begins with a test that the forced one is what runs."""
     vector = isa in VECTOR_ISAS
     tests = ("test_values.py", "test_every_gate.py") if vector else (FORCED_TEST,)
-    files = (str(HERE / name) for name in (*tests, "test_gemm_values.py"))
+    files = (str(HERE / name) for name in (*tests, *ATTENTION_TESTS, "test_gemm_values.py"))
     done = run("-m", "pytest", "-q", *files, CAPIBARA_AXION_ISA=isa)
     assert done.returncode == 0, done.stdout[-4000:]
 

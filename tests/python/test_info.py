@@ -17,7 +17,7 @@ from operators import BFLOAT16, VARIANTS, Variant
 from products import PRODUCTS
 
 import capibara_axion as ax
-from capibara_axion import _core, info, reference
+from capibara_axion import _core, info, reference, reference_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = {
@@ -33,6 +33,10 @@ OPERATORS = {
     "gemm_bf16",
     "gemm_f16",
     "gemm_int8",
+    "attention",
+    "kv_cache_append",
+    "fp8_decode",
+    "fp8_encode",
 }
 
 
@@ -197,9 +201,10 @@ def test_every_matrix_of_a_batch_is_counted() -> None:
 
 
 def test_examples_of_the_reference() -> None:
-    failed, tried = doctest.testmod(reference)
-    assert failed == 0
-    assert tried > 0
+    for module in (reference, reference_attention):
+        failed, tried = doctest.testmod(module)
+        assert failed == 0
+        assert tried > 0
 
 
 def test_the_reference_rounds_once() -> None:

@@ -70,7 +70,109 @@ def _packed_arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
     return _randn(3, 4, 70, dtype=dtype), pack_weight(torch.randn(19, 70), name), 19
 
 
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # of a cache, of what it computes
+
+
+def _qkv(dtype: torch.dtype, *lead: int) -> tuple[torch.Tensor, ...]:
+    """Four heads of q, two of k and v, within one tensor."""
+    qkv = _randn(*lead, 8, 32, dtype=dtype)
+    return qkv[..., :4, :], qkv[..., 4:6, :], qkv[..., 6:, :]
+
+
+def _int32(*values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _cache(dtype: torch.dtype, kind: str) -> tuple[Any, ...]:
+    """data, key_scales, value_scales, type, compute: five blocks of 16 tokens, two heads of 32."""
+    compute = TYPES[dtype]
+    if kind == "own":
+        return _randn(5, 2, 16, 64, dtype=dtype), None, None, compute, compute
+    shape = {"tensor": (1,), "head": (2,), "token": (5, 2, 16)}[kind]
+    codes = torch.randint(0, 0x70, (5, 2, 16, 64), dtype=torch.uint8)
+    return codes, torch.rand(shape) + 0.5, torch.rand(shape) + 0.5, 3, compute
+
+
+def _paged_arguments(dtype: torch.dtype, kind: str, *more: Any) -> tuple[Any, ...]:
+    table, lengths = _int32([4, 0, -1], [2, 3, 1]), _int32(20, 48)
+    return _qkv(dtype, 5 if more else 2)[0], *_cache(dtype, kind), table, lengths, *more
+
+
+def _append_arguments(dtype: torch.dtype, kind: str) -> tuple[Any, ...]:
+    _, key, value = _qkv(dtype, 4)
+    return *_cache(dtype, kind), key, value, torch.tensor([3, -1, 79, 16])
+
+
+def _gather_arguments(dtype: torch.dtype, kind: str) -> tuple[Any, ...]:
+    key, value = (torch.empty(3, 2, 32, dtype=dtype) for _ in range(2))
+    return *_cache(dtype, kind), torch.tensor([3, -1, 79]), key, value
+
+
+ATTENTION = (
+    Case("flash_attention", "", lambda t: _qkv(t, 2, 5)),
+    Case(
+        "flash_attention",
+        "all options",
+        lambda t: (
+            *_qkv(t, 7),
+            _int32(0, 3, 7),
+            _int32(0, 3, 7),
+            0.25,
+            True,
+            3,
+            -1,
+            20.0,
+            torch.rand(4),
+            torch.rand(4),
+            _int32([0, 0, 2], [1, 1, 4]),
+        ),
+    ),
+    Case("paged_attention", "", lambda t: _paged_arguments(t, "own")),
+    Case("paged_attention", "fp8", lambda t: _paged_arguments(t, "tensor")),
+    Case(
+        "paged_attention",
+        "fp8 all options",
+        lambda t: _paged_arguments(
+            t,
+            "token",
+            _int32(0, 1, 5),
+            0.25,
+            True,
+            3,
+            -1,
+            20.0,
+            torch.rand(4),
+            torch.rand(4),
+            _int32([0, 0, 2], [1, 1, 4]),
+        ),
+    ),
+    Case("kv_cache_append", "", lambda t: _append_arguments(t, "own"), (0,), False),
+    Case("kv_cache_append", "head", lambda t: _append_arguments(t, "head"), (0,), False),
+    Case("kv_cache_append", "token", lambda t: _append_arguments(t, "token"), (0, 1, 2), False),
+    Case("kv_cache_gather", "", lambda t: _gather_arguments(t, "own"), (6, 7), False),
+    Case("kv_cache_gather", "token", lambda t: _gather_arguments(t, "token"), (6, 7), False),
+    Case(
+        "fp8_encode",
+        "",
+        lambda t: (_randn(4, 70, dtype=t), 0, 0.5, torch.empty(4, 70, dtype=torch.uint8)),
+        (3,),
+        False,
+    ),
+    Case(
+        "fp8_decode",
+        "",
+        lambda t: (
+            torch.randint(0, 0x78, (4, 70), dtype=torch.uint8),
+            1,
+            torch.empty(4, 70, dtype=t),
+        ),
+        (2,),
+        False,
+    ),
+)
+
 CASES = (
+    *ATTENTION,
     Case("rms_norm", "", lambda t: (_randn(4, 70, dtype=t), _randn(70, dtype=t), EPS)),
     Case(
         "rms_norm",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoints that the agreement tests run: the demo models and three variants of them."""
+"""The checkpoints that the agreement tests run: the demo models and variants of them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Case:
         ops: the operators that its architecture needs, by their counters' names.
         change: turns the demo checkpoint into the variant.
         compiled: whether it is also run through Inductor.
+        stock: whether vLLM can run it without our attention.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     max_model_len: int = 512
     image: bool = False
     compiled: bool = True
+    stock: bool = True
     change: Callable[[Tensors, Config], tuple[Tensors, Config]] = lambda t, c: (t, c)
 
 
@@ -60,6 +62,17 @@ def _with_qk_norm(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
     return tensors, config | {"use_qk_norm": True}
 
 
+def _with_window(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
+    """Mistral 7B v0.1's sliding window in all layers."""
+    return tensors, config | {"sliding_window": 48}
+
+
+def _with_small_heads(tensors: Tensors, config: Config) -> tuple[Tensors, Config]:
+    """Twice as many heads of half the size, 16, for which vLLM has no attention on the CPU."""
+    heads = {name: 2 * config[name] for name in ("num_attention_heads", "num_key_value_heads")}
+    return tensors, config | heads | {"head_dim": config["head_dim"] // 2}
+
+
 CASES = (
     Case("phi3", "phi4_fast", (*_ROPE_NORMS, "silu_and_mul")),
     Case("mistral", "mistral_balanced", (*_ROPE_NORMS, "silu_and_mul")),
@@ -73,6 +86,21 @@ CASES = (
         (*_ROPE_NORMS, "silu_and_mul"),
         max_model_len=4096,
         compiled=False,
+    ),
+    Case(
+        "mistral_window",
+        "mistral_balanced",
+        (*_ROPE_NORMS, "silu_and_mul"),
+        compiled=False,
+        change=_with_window,
+    ),
+    Case(
+        "mistral_small_heads",
+        "mistral_balanced",
+        (*_ROPE_NORMS, "silu_and_mul"),
+        compiled=False,
+        stock=False,
+        change=_with_small_heads,
     ),
     Case(
         "gemma3_text",

@@ -31,18 +31,27 @@ class Engines:
         *,
         compiled: bool = False,
         options: dict[str, Any] | None = None,
+        job: dict[str, Any] | None = None,
         **env: str,
     ) -> dict[str, Any]:
-        job = json.dumps(
+        """The runner's answer; `job` is what else it is told."""
+        return self.run_folder(
+            self.folder(case),
             {
-                "model": str(self._folders[case.name]),
                 "max_model_len": case.max_model_len,
                 "image": case.image,
                 "compiled": compiled,
                 "options": options or {},
                 "env": env,
             }
+            | (job or {}),
         )
+
+    def folder(self, case: Any) -> Path:
+        return self._folders[case.name]
+
+    def run_folder(self, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+        job = json.dumps({"model": str(folder)} | settings)
         if job not in self._answers:
             assert self._runner.stdin is not None
             assert self._runner.stdout is not None

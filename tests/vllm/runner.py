@@ -5,9 +5,12 @@ vLLM is imported once; each job runs in a fork of that process, so jobs share no
 engine core lives in the fork itself, where the operators' call counters can be read.
 
 A job is {"model", "max_model_len", "compiled", "env": {name: value}, "image": bool, "options": for
-LLM}; the answer is {"logprobs": [...], "tokens": [[...]], "counts": {op: calls}, "status":
-{op: text}, "graphs": n, "parameters": {"linear" | "head" | "lookup": elements}, "log": [text]} or
-{"error": text}.
+LLM} and perhaps "rounds": for each call of the engine the prompts as token ids, "new_tokens": n,
+"prompt_logprobs": false, "no_stock_attention": true. The answer is {"logprobs": [...], "tokens":
+[[...]], "counts": {op: calls, of all workers}, "status": {op: text}, "graphs": n, "parameters":
+{"linear" | "head" | "lookup": elements}, "log": [text], "requests": [{"prompt", "tokens",
+"prompt_logprobs", "logprobs", "cached"}], "block_bytes": bytes of a block of all layers' caches,
+"preempted": n} or {"error": text}. With "embed": true it has "embeddings": [[...]] of the prompts.
 """
 
 from __future__ import annotations
@@ -46,46 +49,132 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     log = _Log()
+    preempted = _count_preemptions()
     options: dict[str, Any] = {"enforce_eager": True}
     if job["compiled"]:
         options = {"compilation_config": {"cudagraph_mode": "NONE", "compile_sizes": []}}
-    options |= {"dtype": "float32"} | job["options"]
-    llm = LLM(
-        job["model"],
-        max_model_len=job["max_model_len"],
-        max_num_seqs=2,
-        max_num_batched_tokens=job["max_model_len"],
-        kv_cache_memory_bytes=32 << 20,
-        distributed_executor_backend="uni",
-        enable_prefix_caching=False,
-        **options,
-    )
-    from capibara_axion import info
+    options |= {
+        "dtype": "float32",
+        "max_model_len": job["max_model_len"],
+        "max_num_seqs": 2,
+        "max_num_batched_tokens": job["max_model_len"],
+        "kv_cache_memory_bytes": 32 << 20,
+        "distributed_executor_backend": "uni",
+        "enable_prefix_caching": False,
+    }
+    if job.get("no_stock_attention"):
+        _refuse_stock_attention()
+    llm = LLM(job["model"], **(options | job["options"]))
     from capibara_axion.vllm_plugin import register
 
-    info.reset_call_counts()
-    sampling = SamplingParams(
-        temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, prompt_logprobs=0, logprobs=0
-    )
-    requests = [{"prompt": _TEXT}]
-    outputs = llm.generate(requests, sampling, use_tqdm=False)
-    if job["image"]:
-        message = [{"type": "image_pil", "image_pil": _image()}, {"type": "text", "text": "Look."}]
-        outputs += llm.chat([{"role": "user", "content": message}], sampling, use_tqdm=False)
-    steps = [
-        step
-        for output in outputs
-        for step in [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
-    ]
-    return {
-        "logprobs": [next(iter(step.values())).logprob for step in steps],
-        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
-        "counts": info.call_counts(),
+    llm.collective_rpc(_prepare_worker)
+    answer: dict[str, Any] = {}
+    if job.get("embed"):
+        prompts = [{"prompt_token_ids": ids} for ids in job["rounds"][0]]
+        embedded = llm.embed(prompts, use_tqdm=False)
+        answer["embeddings"] = [output.outputs.embedding for output in embedded]
+    else:
+        sampling = SamplingParams(
+            temperature=0,
+            max_tokens=job.get("new_tokens", _NEW_TOKENS),
+            ignore_eos=True,
+            prompt_logprobs=0 if job.get("prompt_logprobs", True) else None,
+            logprobs=0,
+        )
+        outputs = []
+        for prompts in _rounds(job):
+            outputs += llm.generate(prompts, sampling, use_tqdm=False)
+        if job["image"]:
+            image = {"type": "image_pil", "image_pil": picture()}
+            message = [image, {"type": "text", "text": job.get("image_text", "Look.")}]
+            outputs += llm.chat([{"role": "user", "content": message}], sampling, use_tqdm=False)
+        requests = answer["requests"] = [_request(output) for output in outputs]
+        answer["logprobs"] = [
+            value
+            for request in requests
+            for value in request["prompt_logprobs"] + request["logprobs"]
+        ]
+        answer["tokens"] = [request["tokens"] for request in requests]
+    workers = llm.collective_rpc(_report_of_worker)
+    return answer | {
+        "counts": {op: sum(w["counts"][op] for w in workers) for op in workers[0]["counts"]},
         "status": register.status(),
         "graphs": counters["stats"]["unique_graphs"],
         "parameters": llm.apply_model(_parameters)[0],
         "log": log.messages,
+        "block_bytes": workers[0]["block_bytes"],
+        "preempted": len(preempted),
     }
+
+
+def _rounds(job: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    if "rounds" not in job:
+        return [[{"prompt": _TEXT}]]
+    return [[{"prompt_token_ids": ids} for ids in prompts] for prompts in job["rounds"]]
+
+
+def _request(output: Any) -> dict[str, Any]:
+    def values(steps: list[Any]) -> list[float]:
+        return [next(iter(step.values())).logprob for step in steps]
+
+    return {
+        "prompt": list(output.prompt_token_ids),
+        "tokens": list(output.outputs[0].token_ids),
+        "prompt_logprobs": values((output.prompt_logprobs or [None])[1:]),
+        "logprobs": values(output.outputs[0].logprobs),
+        "cached": output.num_cached_tokens,
+    }
+
+
+def _prepare_worker(worker: Any) -> None:
+    """Begins to count; what nobody has stored yet in a cache of ours must not matter."""
+    from capibara_axion import info
+    from capibara_axion.vllm_plugin import register
+
+    info.reset_call_counts()
+    if register.status()["attention"] == register.HOOKED:
+        for cache in _caches(worker):
+            cache.fill_(0x7F if cache.dtype.itemsize == 1 else float("nan"))
+
+
+def _report_of_worker(worker: Any) -> dict[str, Any]:
+    from capibara_axion import info
+
+    return {
+        "counts": info.call_counts(),
+        "block_bytes": sum(cache[0].numel() * cache.dtype.itemsize for cache in _caches(worker)),
+    }
+
+
+def _caches(worker: Any) -> list[Any]:
+    """The layers' caches; layers may share one."""
+    layers = worker.model_runner.compilation_config.static_forward_context.values()
+    caches = [layer.kv_cache for layer in layers if hasattr(layer, "kv_cache")]
+    return [*{c.data_ptr(): c for c in caches if c.dim() == 4}.values()]
+
+
+def _refuse_stock_attention() -> None:
+    """As on a CPU for which vLLM has no kernels of this kind."""
+    from vllm.v1.attention.backends import cpu_attn
+
+    def refuse(*args: Any, **kwargs: Any) -> str:
+        raise NotImplementedError("FP8 KV cache on CPU requires x86 with AVX-512 or AMX.")
+
+    cpu_attn._get_attn_isa = refuse
+
+
+def _count_preemptions() -> list[str]:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempted: list[str] = []
+    stock = Scheduler._preempt_request
+
+    def preempt(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        preempted.append(request.request_id)
+        return stock(self, request, *args, **kwargs)
+
+    Scheduler._preempt_request = preempt
+    return preempted
 
 
 class _Log(logging.Handler):
@@ -119,7 +208,7 @@ def _parameters(model: Any) -> dict[str, int]:
     return counts
 
 
-def _image() -> Any:
+def picture() -> Any:
     """A gradient with some structure, of neither the model's size nor its shape."""
     import numpy as np
     from PIL import Image

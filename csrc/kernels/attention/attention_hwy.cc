@@ -111,8 +111,8 @@ struct Rows {
 };
 
 // Exponentials of `rows` rows from r on; their sums. Two rows at a time fill whole registers of
-// `atoms`.
-template <class T, int rows, bool atoms>
+// `atoms`. `weighted`: with value_scales.
+template <class T, int rows, bool atoms, bool weighted>
 HWY_INLINE void exponentials(const AttentionSoftmaxArgs& a, const Rows& all, int64_t r,
                              float* sums) {
   const D d;
@@ -126,40 +126,57 @@ HWY_INLINE void exponentials(const AttentionSoftmaxArgs& a, const Rows& all, int
     hn::Store(hn::Set(d, -all.subtrahends[r + static_cast<int64_t>(i / each)]), d,
               addends + i * kLanes);
   }
-  T* p = static_cast<T*>(a.p);
+  // Copies: what is stored might otherwise be the arguments.
+  const float* const scores = a.scores + r * a.stride;
+  const float* const weights = a.value_scales;
+  const int64_t stride = a.stride, p_stride = a.p_stride;
+  [[maybe_unused]] const int64_t group = 4 * a.rows;
+  T* p = static_cast<T*>(a.p) + r * (atoms ? 4 : p_stride);
   for_each_step<each>(a.keys, [&](int64_t j, auto whole) CAPIBARA_INLINE {
     constexpr size_t n = decltype(whole)::vectors, total = n * rows;
-    CAPIBARA_LOOP_VARIANT(attention_exp, T, total, atoms);
+    CAPIBARA_LOOP_VARIANT(attention_exp, T, total, 2 * weighted + atoms);
     Vecs<D, total> t;
     for (size_t i = 0; i < total; ++i) {
-      const V score = hn::LoadU(d, a.scores + (r + static_cast<int64_t>(i / n)) * a.stride + j +
+      const V score = hn::LoadU(d, scores + static_cast<int64_t>(i / n) * stride + j +
                                        static_cast<int64_t>(i % n * kLanes));
       t.v[i] = hn::MulAdd(score, factor, hn::Load(d, addends + i / n * each * kLanes));
     }
     auto e = exp2_nonpositive<T>(d, t);
     for (size_t i = 0; i < total; ++i) sum[i / n] = hn::Add(sum[i / n], e.v[i]);
-    if (a.value_scales) {
+    if constexpr (weighted) {
       for (size_t i = 0; i < total; ++i) {
-        const int64_t at = j + static_cast<int64_t>(i % n * kLanes);
-        e.v[i] = hn::Mul(e.v[i], hn::LoadU(d, a.value_scales + at));
+        e.v[i] = hn::Mul(e.v[i], hn::LoadU(d, weights + j + static_cast<int64_t>(i % n * kLanes)));
       }
     }
 #if HWY_ARCH_ARM_A64
     if constexpr (atoms) {
       static_assert(rows == 2 && n == 2);
-      uint16_t* out = &p[j * a.rows + r * 4].bits;
-      vst1q_u16(out, narrow(BF16{}, {{e.v[0], e.v[2]}}));
-      vst1q_u16(out + 4 * a.rows, narrow(BF16{}, {{e.v[1], e.v[3]}}));
+      vst1q_u16(&p->bits, narrow(BF16{}, {{e.v[0], e.v[2]}}));
+      vst1q_u16(&p[group].bits, narrow(BF16{}, {{e.v[1], e.v[3]}}));
+      p += 2 * group;
       return;
     }
 #endif
     for (int i = 0; i < rows; ++i) {
       Vecs<D, n> row;
       for (size_t k = 0; k < n; ++k) row.v[k] = e.v[static_cast<size_t>(i) * n + k];
-      store_vectors(p + (r + i) * a.p_stride + j, row);
+      store_vectors(p + i * p_stride + j, row);
     }
   });
   for (int i = 0; i < rows; ++i) sums[r + i] = hn::GetLane(hn::SumOfLanes(d, sum[i]));
+}
+
+template <class T, bool weighted>
+HWY_INLINE void all_exponentials(const AttentionSoftmaxArgs& a, const Rows& all, float* sums) {
+  int64_t r = 0;
+#if HWY_ARCH_ARM_A64
+  if constexpr (DTypeOf<T>::value == DType::kBF16) {
+    if (a.atoms && a.rows > 1) {
+      for (; r < a.rows; r += 2) exponentials<T, 2, true, weighted>(a, all, r, sums);
+    }
+  }
+#endif
+  for (; r < a.rows; ++r) exponentials<T, 1, false, weighted>(a, all, r, sums);
 }
 
 template <class T>
@@ -179,15 +196,11 @@ HWY_INLINE void softmax_panel(const AttentionSoftmaxArgs& a) {
     maxima[r] = std::max(a.maxima[r], largest_of_row(scores, a.keys) * all.factor);
     all.subtrahends[r] = maxima[r] == lowest ? 0.0f : maxima[r];
   }
-  int64_t r = 0;
-#if HWY_ARCH_ARM_A64
-  if constexpr (DTypeOf<T>::value == DType::kBF16) {
-    if (a.atoms && a.rows > 1) {
-      for (; r < a.rows; r += 2) exponentials<T, 2, true>(a, all, r, sums);
-    }
+  if (a.value_scales) {
+    all_exponentials<T, true>(a, all, sums);
+  } else {
+    all_exponentials<T, false>(a, all, sums);
   }
-#endif
-  for (; r < a.rows; ++r) exponentials<T, 1, false>(a, all, r, sums);
 
   for (size_t i = 0; i < kMaxTileRows; i += kLanes) {
     const V now = hn::Load(d, maxima + i);

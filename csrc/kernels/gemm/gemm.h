@@ -42,16 +42,49 @@ using GemmTileFn = void(int64_t steps, const void* a, const void* b, void* c, in
 
 constexpr int kMaxTileRows = 16;
 
+// The same for several panels of B, `panel_stride` bytes from one to the next, whose columns follow
+// each other in c.
+using GemmWideTileFn = void(int64_t steps, const void* a, const void* b, int64_t panel_stride,
+                            void* c, int64_t ldc, bool accumulate);
+struct GemmWideTile {
+  int panels = 0;  // 0: there is none
+  GemmWideTileFn* run = nullptr;
+};
+constexpr int kMaxWideRows = 4;
+
 struct GemmKernel {
   int rows, cols, depth;
   Packed a, b;
   // Two where the instruction multiplies two rows at a time, else one. A single row is packed, and
   // multiplied, alone.
   int row_multiple;
-  GemmTileFn* tiles[kMaxTileRows];  // by the number of rows, less one
+  GemmTileFn* tiles[kMaxTileRows];       // by the number of rows, less one
+  GemmWideTile wide[kMaxWideRows] = {};  // the same, where that is better
 
   int packed_rows(int count) const {
     return count == 1 ? 1 : (count + row_multiple - 1) / row_multiple * row_multiple;
+  }
+
+  // `rows` rows times `panels` panels of B, `panel_stride` bytes apart, whose columns follow each
+  // other in c.
+  void multiply(int64_t rows, int64_t panels, int64_t steps, const void* left, const void* right,
+                int64_t panel_stride, void* c, int64_t ldc, bool accumulate) const {
+    constexpr int kSizeOfSum = 4;
+    const char* panel = static_cast<const char*>(right);
+    char* sums = static_cast<char*>(c);
+    if (rows <= kMaxWideRows && wide[rows - 1].run) {
+      const GemmWideTile& tile = wide[rows - 1];
+      for (; panels >= tile.panels; panels -= tile.panels) {
+        tile.run(steps, left, panel, panel_stride, sums, ldc, accumulate);
+        panel += tile.panels * panel_stride;
+        sums += tile.panels * cols * kSizeOfSum;
+      }
+    }
+    for (; panels > 0; --panels) {
+      tiles[rows - 1](steps, left, panel, sums, ldc, accumulate);
+      panel += panel_stride;
+      sums += cols * kSizeOfSum;
+    }
   }
 };
 

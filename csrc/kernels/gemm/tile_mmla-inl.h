@@ -58,6 +58,20 @@ CAPIBARA_INLINE inline void wait_for(Sum sum, const uint8_t*& left, const uint8_
 //   C, Sum     an element of c, and four of them
 //   multiply(sum, a, b): of 16 bytes of each panel
 //   first_row(left, right), second_row: of the sums of two pairs of columns
+// Sums of two rows and two columns become rows.
+template <class Op, int rows, int chains>
+CAPIBARA_INLINE inline void put_sums(const typename Op::Sum (&sums)[chains], void* c, int64_t ldc,
+                                     bool accumulate) {
+  using Sum = typename Op::Sum;
+  Sum out[rows][2];
+  unrolled<rows * 2>([&](auto i) CAPIBARA_INLINE {
+    constexpr int row = i / 2, at = row / 2 * kColumnPairs + i % 2 * 2;
+    const Sum x = sums[at], y = sums[at + 1];
+    out[row][i % 2] = row % 2 == 0 ? Op::first_row(x, y) : Op::second_row(x, y);
+  });
+  put<rows, typename Op::C>(out, c, ldc, accumulate);
+}
+
 template <class Op, int rows>
 void tile(int64_t steps, const void* a, const void* b, void* c, int64_t ldc, bool accumulate) {
   using Sum = typename Op::Sum;
@@ -92,13 +106,49 @@ void tile(int64_t steps, const void* a, const void* b, void* c, int64_t ldc, boo
   }
   for (uint64_t n = static_cast<uint64_t>(steps) % kSteps; n != 0; --n) unrolled<1>(step);
   add_sets<sets>(sums);
-  Sum out[rows][2];
-  unrolled<rows * 2>([&](auto i) CAPIBARA_INLINE {
-    constexpr int row = i / 2, at = row / 2 * kColumnPairs + i % 2 * 2;
-    const Sum x = sums[0][at], y = sums[0][at + 1];
-    out[row][i % 2] = row % 2 == 0 ? Op::first_row(x, y) : Op::second_row(x, y);
+  put_sums<Op, rows>(sums[0], c, ldc, accumulate);
+}
+
+// Few rows, with as many panels as make the 16 sums of 8 x 8: no other sets of accumulators, which
+// a short K would spend more on than on its products, and fewer loads of A.
+template <class Op, int rows, int panels>
+void wide_tile(int64_t steps, const void* a, const void* b, int64_t panel_stride, void* c,
+               int64_t ldc, bool accumulate) {
+  using Sum = typename Op::Sum;
+  constexpr int kUnrolled = 8;
+  constexpr int pairs = (rows + 1) / 2, chains = pairs * kColumnPairs;
+  Sum sums[panels][chains] = {};
+  const uint8_t* left = static_cast<const uint8_t*>(a);
+  const uint8_t* right[panels];
+  unrolled<panels>([&](auto p) CAPIBARA_INLINE {
+    right[p] = static_cast<const uint8_t*>(b) + p * panel_stride;
   });
-  put<rows, typename Op::C>(out, c, ldc, accumulate);
+  const auto step = [&](auto) CAPIBARA_INLINE {
+    uint8x16_t va[pairs];
+    if constexpr (rows == 1) {
+      load_half(left, va);
+    } else {
+      load<(pairs > 1)>(left, va);
+    }
+    unrolled<panels>([&](auto p) CAPIBARA_INLINE {
+      uint8x16_t vb[kColumnPairs];
+      load<true>(right[p], vb);
+      unrolled<chains>([&](auto i) CAPIBARA_INLINE {
+        sums[p][i] = Op::multiply(sums[p][i], va[i / kColumnPairs], vb[i % kColumnPairs]);
+      });
+      // The loads of the panel after the next wait: there are registers for two.
+      unrolled<chains>(
+          [&](auto i) CAPIBARA_INLINE { wait_for(sums[p][i], left, right[(p + 2) % panels]); });
+    });
+  };
+  for (uint64_t n = static_cast<uint64_t>(steps) / kUnrolled; n != 0; --n) {
+    CAPIBARA_LOOP_VARIANT(mmla_wide, typename Op::Mark, kUnrolled, rows);
+    unrolled<kUnrolled>(step);
+  }
+  for (uint64_t n = static_cast<uint64_t>(steps) % kUnrolled; n != 0; --n) unrolled<1>(step);
+  unrolled<panels>([&](auto p) CAPIBARA_INLINE {
+    put_sums<Op, rows>(sums[p], static_cast<typename Op::C*>(c) + p * kCols, ldc, accumulate);
+  });
 }
 
 template <class Op>
@@ -110,7 +160,11 @@ constexpr GemmKernel kernel_of(int depth, Packed type) {
           type,
           2,
           {tile<Op, 1>, tile<Op, 2>, tile<Op, 4>, tile<Op, 4>, tile<Op, 6>, tile<Op, 6>,
-           tile<Op, 8>, tile<Op, 8>}};
+           tile<Op, 8>, tile<Op, 8>},
+          {{4, wide_tile<Op, 1, 4>},
+           {4, wide_tile<Op, 2, 4>},
+           {2, wide_tile<Op, 4, 2>},
+           {2, wide_tile<Op, 4, 2>}}};
 }
 
 }  // namespace

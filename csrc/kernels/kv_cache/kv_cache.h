@@ -29,9 +29,7 @@ constexpr bool is_fp8(CacheType type) { return type >= CacheType::kE4M3; }
 constexpr int64_t size_of(CacheType type) {
   return is_fp8(type) ? 1 : type == CacheType::kF32 ? 4 : 2;
 }
-constexpr Fp8 fp8_of(CacheType type) {
-  return type == CacheType::kE5M2 ? Fp8::kE5M2 : Fp8::kE4M3;
-}
+constexpr Fp8 fp8_of(CacheType type) { return type == CacheType::kE5M2 ? Fp8::kE5M2 : Fp8::kE4M3; }
 
 struct CacheLayout {
   CacheType type;
@@ -42,9 +40,7 @@ struct CacheLayout {
   int64_t half() const { return block_size * head_dim; }  // elements of keys, or of values
 
   // Where an element is, counted from the beginning of a head's block.
-  int64_t key_at(int64_t token, int64_t d) const {
-    return at(token, d, block_size, head_dim);
-  }
+  int64_t key_at(int64_t token, int64_t d) const { return at(token, d, block_size, head_dim); }
   int64_t value_at(int64_t token, int64_t d) const {
     return half() + at(d, token, head_dim, block_size);
   }
@@ -57,19 +53,26 @@ struct CacheLayout {
   }
 };
 
+// The smallest normal f32, whose inverse is one too.
+constexpr float kSmallestTokenScale = 0x1p-126f;
+
+// head_dim that kernels have room for.
+constexpr int64_t kLargestHeadDim = 512;
+
 // Stores `count` tokens of one head at consecutive positions of one block.
 struct CacheWriteArgs {
   CacheLayout layout;
-  DType from;                     // layout.compute, or f32
-  const void* key;                // [count, head_dim], rows `key_stride` elements apart
+  DType from;       // layout.compute, or f32
+  const void* key;  // [count, head_dim], rows `key_stride` elements apart
   const void* value;
   int64_t key_stride, value_stride;
-  int64_t first, count;           // positions in the block
-  void* block;                    // the head's block
+  int64_t first, count;  // positions in the block
+  void* block;           // the head's block
   // fp8 alone. What keys and values are multiplied with before they are rounded: the inverses of
   // their scales. With scales_of_* given, it is found for each token instead: its largest magnitude
   // becomes the format's largest, and scales_of_*[position] (from the block's first token on)
-  // receives the scale. A token of zeros has scale 1; one with NaN or an infinity has scale NaN.
+  // receives the scale, which is no smaller than kSmallestTokenScale. A token of zeros has scale 1;
+  // one with NaN or an infinity has scale NaN, and its elements are stored as if it were 1.
   float key_factor, value_factor;
   float* scales_of_keys;
   float* scales_of_values;

@@ -19,6 +19,7 @@ OPS = (
     "rope",
     "silu_and_mul",
     "gelu_and_mul",
+    "attention",
     "int8_linear",
     "linear",
 )
@@ -92,8 +93,18 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
     # Here, not at the top: these modules import torch and load the native library.
     from capibara_axion.vllm_plugin import activation, linear, norm, rope
 
+    # Two modules derive classes from vLLM's: only importing them shows whether those are there.
+    def hook_attention() -> None:
+        from capibara_axion.vllm_plugin import attention
+
+        attention.hook_attention()
+
+    def hook_whole_images() -> None:
+        from capibara_axion.vllm_plugin import attention
+
+        attention.hook_whole_images()
+
     def hook_int8() -> None:
-        # Its classes are derived from vLLM's: only importing it shows whether those are there.
         from capibara_axion.vllm_plugin import quantization
 
         quantization.hook_int8()
@@ -105,6 +116,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
         "rope": (rope.hook_rotary_embeddings, rope.hook_phi3_long_rope),
         "silu_and_mul": (activation.hook_silu_and_mul,),
         "gelu_and_mul": (activation.hook_gelu_and_mul,),
+        "attention": (hook_attention, hook_whole_images),
         # Before "linear", which prepares whatever output layer is still unprepared after loading.
         "int8_linear": (hook_int8,),
         "linear": (linear.hook_linear,),
