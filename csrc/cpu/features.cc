@@ -56,6 +56,7 @@ FeatureSet detect_features() {
   if (bit(ebx, 3) && bit(ebx, 8)) features.add(Feature::kBmi2);
   const bool avx512 = bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 28) && bit(ebx, 30) && bit(ebx, 31);
   if (zmm && avx512) features.add(Feature::kAvx512);
+  if (zmm && avx512 && bit(ecx, 1)) features.add(Feature::kAvx512Vbmi);
   if (zmm && avx512 && bit(ecx, 11)) features.add(Feature::kAvx512Vnni);
   if (tiles && bit(edx, 22)) features.add(Feature::kAmxBf16);
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {

@@ -27,6 +27,7 @@ namespace capibara {
   X(kBmi2, "bmi2")                                                                        \
   X(kAvxVnni, "avx_vnni")                                                                 \
   X(kAvx512, "avx512") /* F, BW, CD, DQ and VL: every server core that has one has all */ \
+  X(kAvx512Vbmi, "avx512_vbmi")                                                           \
   X(kAvx512Vnni, "avx512_vnni")                                                           \
   X(kAvx512Bf16, "avx512_bf16")                                                           \
   X(kAmxBf16, "amx_bf16")

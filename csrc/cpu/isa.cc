@@ -52,7 +52,7 @@ const std::vector<IsaInfo>& built_isas() {
        "avx512_bf16",
        "AVX-512 with dot products of bytes and of bf16 (matrix tiles)",
        {F::kSse4, F::kAes, F::kAvx2, F::kFma, F::kF16c, F::kBmi2, F::kAvx512, F::kAvx512Vnni,
-        F::kAvx512Bf16}},
+        F::kAvx512Vbmi, F::kAvx512Bf16}},
 #elif defined(__aarch64__)
       {Isa::neon, "neon", "128-bit NEON (Armv8-A)", {F::kNeon, F::kAes}},
       {Isa::neon_dotprod,

@@ -134,6 +134,7 @@ class Attention {
       scores = carver.take<float>(most * block);
       p_rows = carver.take(most * block * a.size_a_);
       p_panel = carver.take(most * block * a.size_a_);
+      decoded = carver.take(kPanelsDecoded * a.panel_bytes());
       keys = carver.take(static_cast<int64_t>(a.keys_.scratch_bytes()));
       bytes = carver.bytes();
     }
@@ -148,9 +149,21 @@ class Attention {
     float* scores;      // of a panel, as all that follows
     char* p_rows;
     char* p_panel;
+    char* decoded;  // some panels of a coded block
     char* keys;
     size_t bytes;
   };
+
+  // As many as a tile takes at a time.
+  static constexpr int64_t kPanelsDecoded = 4;
+  int64_t panels_decoded(int rows) const {
+    const int wide = rows <= kMaxWideRows ? kernel_.wide[rows - 1].panels : 0;
+    return std::clamp<int64_t>(wide, 1, kPanelsDecoded);
+  }
+  // Of the largest that is decoded: of keys, or of values.
+  int64_t panel_bytes() const {
+    return kernel_.cols * std::max(call_.head_dim, plan_.keys_per_block) * size_b_;
+  }
 
   template <class F>
   static void run_on_threads(int threads, F f) {
@@ -185,7 +198,8 @@ class Attention {
     for (int64_t first = task.key_begin / plan_.keys_per_block * plan_.keys_per_block;
          first < task.key_end; first += plan_.keys_per_block) {
       keys_.load(task.sequence, task.kv_head, first, std::max<int64_t>(task.key_begin - first, 0),
-                 std::min(task.key_end - first, plan_.keys_per_block), space.keys, block);
+                 std::min(task.key_end - first, plan_.keys_per_block), panels == 1, space.keys,
+                 block);
       for (int64_t p = 0; p < panels; ++p) run_panel(task, p, first, block, space);
     }
     for (int64_t p = 0; p < panels; ++p) {
@@ -276,7 +290,7 @@ class Attention {
                                   corrections, space);
     float* const sums = space.sums + panel * kernel_.rows * dim_;
     if (space.started[panel]) functions().rescale({rows, dim_, sums, dim_, corrections});
-    multiply_values(rows, packed_rows, from, to, block, p, sums, space.started[panel]);
+    multiply_values(rows, packed_rows, from, to, block, p, sums, space.started[panel], space);
     space.started[panel] = true;
   }
 
@@ -289,10 +303,45 @@ class Attention {
       const int64_t begin = std::max(segment.begin, from);
       const int64_t end = std::min(segment.end, from + columns);
       if (begin >= end) continue;
-      kernel_.multiply(
-          rows, divide_up(end - begin, kernel_.cols), call_.head_dim / kernel_.depth, queries,
-          segment.keys + (begin - segment.begin) / kernel_.cols * segment.key_panel_stride,
-          segment.key_panel_stride, space.scores + begin - from, plan_.keys_per_block, false);
+      const char* const panels =
+          segment.keys + (begin - segment.begin) / kernel_.cols * segment.key_panel_stride;
+      multiply(rows, divide_up(end - begin, kernel_.cols), call_.head_dim, queries, panels,
+               segment.key_panel_stride, space.scores + begin - from, plan_.keys_per_block, false,
+               block.coded, call_.head_dim, space);
+    }
+  }
+
+  // Rows times panels of keys or values, `depth` elements along K, which may be coded. Those along
+  // K from `valid` on are zeros then, whatever their codes are.
+  void multiply(int rows, int64_t panels, int64_t depth, const char* left, const char* right,
+                int64_t panel_stride, float* c, int64_t ldc, bool accumulate, bool coded,
+                int64_t valid, const Workspace& space) const {
+    const int64_t steps = divide_up(depth, kernel_.depth);
+    if (!coded) {
+      kernel_.multiply(rows, panels, steps, left, right, panel_stride, c, ldc, accumulate);
+      return;
+    }
+    const int64_t codes = steps * kernel_.depth * kernel_.cols, stride = codes * size_b_;
+    const int64_t at_once = panels_decoded(rows);
+    for (int64_t p = 0; p < panels; p += at_once) {
+      const int64_t count = std::min(at_once, panels - p);
+      for (int64_t i = p; i < p + count; ++i) {
+        char* const panel = space.decoded + (i - p) * stride;
+        keys_.decode(right + i * panel_stride, codes, panel);
+        if (valid < steps * kernel_.depth) clear_from(valid, steps - 1, panel);
+      }
+      kernel_.multiply(rows, count, steps, left, space.decoded, stride, c + p * kernel_.cols, ldc,
+                       accumulate);
+    }
+  }
+
+  // Elements along K from `valid` on, in the last group of a panel.
+  void clear_from(int64_t valid, int64_t group, char* panel) const {
+    const int64_t kept = valid - group * kernel_.depth;
+    char* const last = panel + group * kernel_.depth * kernel_.cols * size_b_;
+    for (int64_t c = 0; c < kernel_.cols; ++c) {
+      std::memset(last + (c * kernel_.depth + kept) * size_b_, 0,
+                  static_cast<size_t>((kernel_.depth - kept) * size_b_));
     }
   }
 
@@ -337,25 +386,26 @@ class Attention {
   }
 
   void multiply_values(int rows, int packed_rows, int64_t from, int64_t to, const KeyBlock& block,
-                       const char* p, float* sums, bool accumulate) const {
+                       const char* p, float* sums, bool accumulate, const Workspace& space) const {
     // Of all dimensions: keys [begin, end) of the block, whose values are at `values`.
-    const auto multiply = [&](int64_t begin, int64_t end, const char* values,
-                              int64_t panel_stride) {
-      kernel_.multiply(rows, dim_ / kernel_.cols, divide_up(end - begin, kernel_.depth),
-                       p + (begin - from) * packed_rows * size_a_, values, panel_stride, sums, dim_,
-                       accumulate);
+    const auto multiply_run = [&](int64_t begin, int64_t end, const char* values,
+                                  int64_t panel_stride) {
+      multiply(rows, dim_ / kernel_.cols, end - begin, p + (begin - from) * packed_rows * size_a_,
+               values, panel_stride, sums, dim_, accumulate, block.coded, block.left - begin,
+               space);
       accumulate = true;
     };
+    const int64_t element = block.coded ? 1 : size_b_;
     for (int64_t s = 0; s < block.segments; ++s) {
       const KeySegment& segment = block.segment[s];
       const int64_t begin = std::max(segment.begin, from);
       const int64_t end = std::min({segment.end, to, block.tail_begin});
       if (begin >= end) continue;
-      multiply(begin, end, segment.values + (begin - segment.begin) * kernel_.cols * size_b_,
-               segment.value_panel_stride);
+      multiply_run(begin, end, segment.values + (begin - segment.begin) * kernel_.cols * element,
+                   segment.value_panel_stride);
     }
     if (to > block.tail_begin) {
-      multiply(block.tail_begin, to, block.tail_values, kernel_.cols * kernel_.depth * size_b_);
+      multiply_run(block.tail_begin, to, block.tail_values, kernel_.cols * kernel_.depth * size_b_);
     }
   }
 

@@ -12,9 +12,9 @@ namespace {
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-bool can_be_read_in_place(const AttentionCall& call, const GemmKernel& kernel) {
-  if (!call.cache || is_fp8(call.cache->layout.type)) return false;
-  return call.cache->layout.block_size % kernel.cols == 0 && call.head_dim % kernel.cols == 0;
+bool has_whole_panels(const AttentionCall& call, const GemmKernel& kernel) {
+  return call.cache && call.cache->layout.block_size % kernel.cols == 0 &&
+         call.head_dim % kernel.cols == 0;
 }
 
 // f16 cannot hold an exponential times a token's scale, the largest magnitude over `largest`: it is
@@ -32,21 +32,22 @@ KeySource::KeySource(const AttentionCall& call, const GemmKernel& kernel, int64_
       unit_(attention_unit(kernel)),
       packed_(kernel.b),
       padded_dim_(round_up(call.head_dim, kernel.cols)),
-      direct_(can_be_read_in_place(call, kernel)) {}
+      whole_panels_(has_whole_panels(call, kernel)),
+      fp8_(call.cache && is_fp8(call.cache->layout.type)) {}
 
 size_t KeySource::scratch_bytes() const {
-  const int64_t panels = direct_ ? tail_bytes() : keys_bytes() + values_bytes();
+  const int64_t panels = whole_panels_ && !fp8_ ? tail_bytes() : keys_bytes() + values_bytes();
   return static_cast<size_t>(panels + 2 * per_block_ * static_cast<int64_t>(sizeof(float)));
 }
 
 float KeySource::key_scale(int64_t kv_head) const {
-  if (!call_.cache || !is_fp8(call_.cache->layout.type)) return 1.0f;
+  if (!fp8_) return 1.0f;
   if (call_.cache->scales == CacheScales::kToken) return 1.0f;
   return call_.cache->key_scales[call_.cache->scales == CacheScales::kHead ? kv_head : 0];
 }
 
 float KeySource::value_scale(int64_t kv_head) const {
-  if (!call_.cache || !is_fp8(call_.cache->layout.type)) return 1.0f;
+  if (!fp8_) return 1.0f;
   if (call_.cache->scales == CacheScales::kToken) {
     return 1.0f / token_value_unit(fp8_of(call_.cache->layout.type));
   }
@@ -59,21 +60,23 @@ int64_t KeySource::block_of(int64_t sequence, int64_t key) const {
 }
 
 void KeySource::load(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end,
-                     char* scratch, KeyBlock& block) const {
+                     bool once, char* scratch, KeyBlock& block) const {
+  block.coded = fp8_ && whole_panels_ && once;
+  block.left = call_.key_lengths[sequence] - first;
   block.tail_begin = kMaxKeysPerBlock;
   block.tail_values = nullptr;
   block.key_scales = block.value_scales = nullptr;
   begin = begin / unit_ * unit_;
-  if (direct_) {
+  if (fp8_ && call_.cache->scales == CacheScales::kToken) {
+    load_scales(sequence, kv_head, first, begin, end,
+                reinterpret_cast<float*>(scratch + keys_bytes() + values_bytes()), block);
+  }
+  if (block.coded || (whole_panels_ && !fp8_)) {
     point(sequence, kv_head, first, begin, end, scratch, block);
     return;
   }
   if (call_.cache) {
     expand(sequence, kv_head, first, begin, end, scratch);
-    if (is_fp8(call_.cache->layout.type) && call_.cache->scales == CacheScales::kToken) {
-      load_scales(sequence, kv_head, first, begin, end,
-                  reinterpret_cast<float*>(scratch + keys_bytes() + values_bytes()), block);
-    }
   } else {
     pack(sequence, kv_head, first, begin, end, scratch);
   }
@@ -111,25 +114,25 @@ void KeySource::pack(int64_t sequence, int64_t kv_head, int64_t first, int64_t b
 void KeySource::point(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end,
                       char* tail, KeyBlock& block) const {
   const CacheView& cache = *call_.cache;
-  const int64_t size = cache.layout.block_size;
+  const int64_t size = cache.layout.block_size, element = size_of(cache.layout.type);
   block.segments = 0;
   // Blocks of the cache need not divide those of attention.
   for (int64_t key = (first + begin) / size * size; key < first + end; key += size) {
     const char* data =
         static_cast<const char*>(cache.data) +
-        (block_of(sequence, key) * cache.block_stride + kv_head * cache.head_stride) * size_;
+        (block_of(sequence, key) * cache.block_stride + kv_head * cache.head_stride) * element;
     const int64_t skipped = std::max<int64_t>(first - key, 0);
     block.segment[block.segments++] = {
         std::max<int64_t>(key - first, 0),
         std::min(key + size - first, per_block_),
-        data + skipped * call_.head_dim * size_,
-        data + (cache.layout.half() + skipped * cols_) * size_,
-        cols_ * call_.head_dim * size_,
-        cols_ * size * size_,
+        data + skipped * call_.head_dim * element,
+        data + (cache.layout.half() + skipped * cols_) * element,
+        cols_ * call_.head_dim * element,
+        cols_ * size * element,
     };
   }
-  const int64_t left = call_.key_lengths[sequence] - first;
-  if (end > left / depth_ * depth_ && left % depth_ != 0) {
+  const int64_t left = block.left;
+  if (!block.coded && end > left / depth_ * depth_ && left % depth_ != 0) {
     block.tail_begin = left / depth_ * depth_;
     block.tail_values = tail;
     const KeySegment& last = block.segment[block.segments - 1];
@@ -147,12 +150,16 @@ void KeySource::point(int64_t sequence, int64_t kv_head, int64_t first, int64_t 
   }
 }
 
-void KeySource::expand_run(const char* from, int64_t count, char* to) const {
+void KeySource::decode(const char* codes, int64_t count, char* elements) const {
   const CacheLayout& layout = call_.cache->layout;
-  static Fp8DecodeFn* const decode = fp8_decode_kernels().chosen().run;
-  if (is_fp8(layout.type)) {
-    decode(
-        {fp8_of(layout.type), reinterpret_cast<const uint8_t*>(from), count, layout.compute, to});
+  static Fp8DecodeFn* const run = fp8_decode_kernels().chosen().run;
+  run({fp8_of(layout.type), reinterpret_cast<const uint8_t*>(codes), count, layout.compute,
+       elements});
+}
+
+void KeySource::copy(const char* from, int64_t count, char* to) const {
+  if (fp8_) {
+    decode(from, count, to);
   } else {
     std::memcpy(to, from, static_cast<size_t>(count * size_));
   }
@@ -178,7 +185,7 @@ void KeySource::expand(int64_t sequence, int64_t kv_head, int64_t first, int64_t
       const int64_t width = std::min(cols_, size - panel), key = offset + panel;
       const char* source = data + panel * dim * element;
       if (width == cols_ && key % cols_ == 0) {
-        expand_run(source, cols_ * dim, scratch + key * dim * size_);
+        copy(source, cols_ * dim, scratch + key * dim * size_);
         continue;
       }
       for (int64_t column = 0; column < width; column += 16) {  // may lie in several panels
@@ -186,8 +193,8 @@ void KeySource::expand(int64_t sequence, int64_t kv_head, int64_t first, int64_t
         if (at < 0 || at >= per_block_) continue;
         for (int64_t g = 0; g < dim / depth_; ++g) {
           const int64_t place = at / cols_ * cols_ * dim + (g * cols_ + at % cols_) * depth_;
-          expand_run(source + (g * width + column) * depth_ * element,
-                     std::min<int64_t>(16, cols_) * depth_, scratch + place * size_);
+          copy(source + (g * width + column) * depth_ * element,
+               std::min<int64_t>(16, cols_) * depth_, scratch + place * size_);
         }
       }
     }
@@ -196,12 +203,12 @@ void KeySource::expand(int64_t sequence, int64_t kv_head, int64_t first, int64_t
       const char* source = data + (cache.layout.half() + d * size + from * width) * element;
       char* out = values + (d * per_block_ + (offset + from) * cols_) * size_;
       if (width == cols_) {
-        expand_run(source, cols_ * (to - from), out);
+        copy(source, cols_ * (to - from), out);
         continue;
       }
       for (int64_t g = 0; g < (to - from) / depth_; ++g) {
-        expand_run(source + g * width * depth_ * element, width * depth_,
-                   out + g * cols_ * depth_ * size_);
+        copy(source + g * width * depth_ * element, width * depth_,
+             out + g * cols_ * depth_ * size_);
       }
     }
   }

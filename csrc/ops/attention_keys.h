@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks of keys and values as the panels that matrix tiles read, wherever they come from: a paged
 // cache that has them like that already, one of 8-bit codes or of an awkward shape, which is
-// decoded or copied a block at a time, or dense tensors, which are packed a block at a time.
+// decoded or copied a block at a time, or dense tensors, which are packed a block at a time. Where
+// one panel of rows reads a block, its codes are left to be decoded panel by panel, between the
+// products: what is decoded stays in level 1. (Prefetching the next panel's codes meanwhile made it
+// slower: it takes the buffers of the loads.)
 #pragma once
 
 #include <cstddef>
@@ -30,6 +33,8 @@ struct KeySegment {
 };
 
 struct KeyBlock {
+  bool coded;    // the segments are 8-bit codes, for decode()
+  int64_t left;  // keys of the sequence from the block's first one on
   int64_t segments;
   KeySegment segment[kMaxKeysPerBlock / 16];
   // Where the sequence ends within a group along the tiles' depth, what follows in a cache may be
@@ -50,9 +55,13 @@ class KeySource {
   size_t scratch_bytes() const;
 
   // The block that begins at key `first` of a sequence, a multiple of keys_per_block. Only the keys
-  // [begin, end) of it will be read, apart from others of their panels.
-  void load(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end,
+  // [begin, end) of it will be read, apart from others of their panels, and `once` or several
+  // times.
+  void load(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end, bool once,
             char* scratch, KeyBlock& block) const;
+
+  // Codes of a coded block as elements of panels.
+  void decode(const char* codes, int64_t count, char* elements) const;
 
   // Of all keys, where scales are not one a token.
   float key_scale(int64_t kv_head) const;
@@ -67,7 +76,7 @@ class KeySource {
              char* tail, KeyBlock& block) const;
   void expand(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end,
               char* scratch) const;
-  void expand_run(const char* from, int64_t count, char* to) const;
+  void copy(const char* from, int64_t count, char* to) const;
   void load_scales(int64_t sequence, int64_t kv_head, int64_t first, int64_t begin, int64_t end,
                    float* scales, KeyBlock& block) const;
   int64_t block_of(int64_t sequence, int64_t key) const;
@@ -82,7 +91,8 @@ class KeySource {
   const int64_t unit_;                 // of the columns that are read: see attention_unit()
   const Packed packed_;
   const int64_t padded_dim_;
-  const bool direct_;  // the cache's own memory is what tiles read
+  const bool whole_panels_;  // a paged cache's are as wide as the tiles
+  const bool fp8_;
 };
 
 }  // namespace capibara
