@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -30,23 +30,50 @@ OPS = (
     "gelu_and_mul",
     "linear",
     "linear_int8",
+    "attention",
+    "attention_fp8",
+    "kv_cache_append",
+    "kv_cache_append_fp8",
 )
 TOKENS = (1, 16, 128, 1024)
 # Of the linear layers, tokens x output features x input features: a layer of an 8B model for one
 # request and for several, for prompts, and a cube.
-LINEAR_SHAPES = (
-    *((tokens, HIDDEN, HIDDEN) for tokens in TOKENS),
-    (1024, 1024, 1024),
+_LINEAR = (
+    *({"tokens": tokens} for tokens in TOKENS),
+    {"tokens": 1024, "outputs": 1024, "features": 1024},
 )
+# Of attention, queries x keys: prompts, and one more token after some.
+_PREFILL = tuple({"tokens": tokens, "keys": tokens} for tokens in (128, 512, 2048))
+_DECODE = tuple({"tokens": 1, "keys": keys} for keys in (512, 4096, 32768))
+# Of what is appended to a cache: a sequence's tokens, from its first.
+_APPENDED = tuple({"tokens": tokens, "keys": tokens} for tokens in (1, 8, 512))
+# Operators with shapes of their own; the others have TOKENS.
+_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
+    "linear": _LINEAR,
+    "linear_int8": _LINEAR,
+    "attention": _PREFILL + _DECODE,
+    "attention_fp8": _DECODE[1:],
+    "kv_cache_append": _APPENDED,
+    "kv_cache_append_fp8": _APPENDED,
+}
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+# Tokens of a block of a paged cache.
+BLOCK = 128
+_FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 # Rows of a result that are compared with the reference; every operator works row by row.
 _CHECKED_ROWS = 8
+# Inputs that belong to all rows.
+_WHOLE = ("weight", "cos_sin_cache", "key", "value")
 # Units of the dtype's precision, relative to the largest value of the row: one rounding is up to
 # half a unit. bf16 results are rounded once, or twice by some peers; float32 ones, with sums of
 # 4096 terms in several totals, stay below 3. Matrix products add up K terms one after the other:
 # K roundings of half a unit of a partial sum, which grow as sqrt(K) / 4 units if they are
-# independent; the worst of some thousand results is four such deviations.
+# independent; the worst of some thousand results is four such deviations. Attention rounds every
+# probability, an error of up to half a unit of each summand p v. These are independent, so that
+# together they deviate by at most 0.3 units of sqrt(sum of p^2 v^2), which is also how far the
+# results lie from 0: the worst of some thousand by 1.3 units of that, and the largest of a head's
+# 128 results is twice that. With the rounding of the result itself it stays below 2.
 TOLERANCE = 4.0
 
 Inputs = SimpleNamespace
@@ -63,6 +90,10 @@ class Case:
     intermediate: int = 14336  # columns of the gated activations' results
     outputs: int = HIDDEN  # of a linear layer
     features: int = HIDDEN  # its inputs
+    keys: int = 0  # of attention, the queries' own included
+    heads: int = HEADS  # of its queries
+    kv_heads: int = KV_HEADS  # of its keys and values
+    fp8: str = "fp8_e4m3"  # the cache's type where the operator's name ends with it
 
     def __str__(self) -> str:
         return f"{self.op}-{self.dtype}-{self.shape}-{self.threads}"
@@ -75,7 +106,30 @@ class Case:
     def shape(self) -> str:
         if self.linear:
             return f"{self.tokens}x{self.outputs}x{self.features}"
+        if self.op.startswith("attention"):
+            return f"{self.tokens}x{self.keys}"
         return str(self.tokens)
+
+    @property
+    def cached(self) -> bool:
+        """Whether a KV cache is read or written."""
+        return self.op.startswith(("attention", "kv_cache"))
+
+    @property
+    def cache_dtype(self) -> str:
+        """Of the KV cache, as PagedKVCache calls it."""
+        name = str(DTYPES[self.dtype]).removeprefix("torch.")
+        return self.fp8 if self.op.endswith("_fp8") else name
+
+    @property
+    def multiplications(self) -> int:
+        """Of the matrix products in it; 0 if there are none."""
+        if self.linear:
+            return self.tokens * self.outputs * self.features
+        if self.op.startswith("attention"):
+            seen = self.tokens * self.keys - self.tokens * (self.tokens - 1) // 2
+            return 2 * self.heads * HEAD_DIM * seen
+        return 0
 
     @property
     def in_place(self) -> tuple[str, ...]:
@@ -101,6 +155,13 @@ class Case:
             weight = 1 if self.op == "linear_int8" else size
             activations = self.tokens * (self.features + self.outputs)
             return weight * self.features * self.outputs + size * activations
+        if self.cached:
+            cache = 1 if self.op.endswith("_fp8") else size
+            key_and_value = 2 * self.kv_heads * HEAD_DIM
+            if self.op.startswith("kv_cache"):
+                return self.tokens * key_and_value * (size + cache)
+            query_and_result = 2 * self.heads * HEAD_DIM
+            return self.keys * key_and_value * cache + self.tokens * query_and_result * size
         if self.op == "fused_add_rms_norm":
             row, constant = 4 * HIDDEN, HIDDEN
         elif self.op == "softmax":
@@ -142,6 +203,17 @@ class Case:
                 x=normal(self.tokens, self.features),
                 weight=normal(self.outputs, self.features),
             )
+        if self.cached:
+            keys = (self.keys, self.kv_heads, HEAD_DIM)
+            # What 8 bits hold exactly, so that every cache holds the same.
+            held = _FP8[self.fp8] if self.op.endswith("_fp8") else dtype
+            return Inputs(
+                case=self,
+                q=normal(self.tokens, self.heads, HEAD_DIM),
+                key=normal(*keys).to(held).to(dtype),
+                value=normal(*keys).to(held).to(dtype),
+                step=_step(self, generator),
+            )
         return Inputs(
             case=self,
             x=normal(self.tokens, HIDDEN),
@@ -150,10 +222,36 @@ class Case:
         )
 
 
+def _step(case: Case, generator: torch.Generator) -> Inputs:
+    """One sequence in a paged cache, as vLLM describes a step: its blocks lie anywhere."""
+    blocks = -(-case.keys // BLOCK)
+    table = torch.randperm(blocks, generator=generator)
+    position = torch.arange(case.keys)
+    return Inputs(
+        blocks=blocks,
+        block_table=table.int().unsqueeze(0),
+        slots=table[position // BLOCK] * BLOCK + position % BLOCK,
+        seq_lens=torch.tensor([case.keys], dtype=torch.int32),
+        query_start=torch.tensor([0, case.tokens], dtype=torch.int32),
+    )
+
+
 def with_views(inputs: Inputs) -> Inputs:
     """Adds q and k, the views of a fused qkv that attention layers pass on."""
     q, k = inputs.qkv.split((HEADS * HEAD_DIM, 2 * KV_HEADS * HEAD_DIM), -1)
     return Inputs(**vars(inputs) | {"q": q, "k": k[:, : KV_HEADS * HEAD_DIM]})
+
+
+def dtypes(op: str) -> tuple[str, ...]:
+    """Those in which an operator is measured."""
+    return ("bf16",) if Case(op, "bf16", 1).cached else tuple(DTYPES)
+
+
+def shapes(op: str, tokens: Collection[int] | None = None) -> list[dict[str, int]]:
+    """The sizes of an operator's rows, as arguments of Case; of so many tokens, if given."""
+    if op not in _SHAPES:
+        return [{"tokens": count} for count in tokens or TOKENS]
+    return [shape for shape in _SHAPES[op] if tokens is None or shape["tokens"] in tokens]
 
 
 def error(case: Case, inputs: Inputs, outputs: Iterable[Any]) -> float:
@@ -175,7 +273,7 @@ def error(case: Case, inputs: Inputs, outputs: Iterable[Any]) -> float:
 
 def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
     a = {
-        name: _wide(value if name in ("weight", "cos_sin_cache") else value[rows])
+        name: _wide(value if name in _WHOLE else value[rows])
         for name, value in vars(inputs).items()
         if isinstance(value, torch.Tensor)
     }
@@ -198,10 +296,19 @@ def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
             return (reference.gelu_and_mul(a["gate_up"]),)
         case "gelu_tanh_and_mul":
             return (reference.gelu_and_mul(a["gate_up"], approximate="tanh"),)
+        case "attention" | "attention_fp8" | "kv_cache_append" | "kv_cache_append_fp8":
+            # What has been appended is read by attention.
+            ends = case.keys - case.tokens + rows + 1
+            return (np.concatenate([_attention(a, *at) for at in enumerate(ends)]),)
         case _:
             positions = a["positions"].astype(int)
             q, k, cache = a["q"], a["k"], a["cos_sin_cache"]
             return reference.rope(q, k, cache, positions, head_dim=HEAD_DIM, neox=case.neox)
+
+
+def _attention(a: dict[str, np.ndarray], row: int, end: int) -> np.ndarray:
+    q, k, v = a["q"][None, row : row + 1], a["key"][None, :end], a["value"][None, :end]
+    return reference.flash_attention(q, k, v)[0]
 
 
 def _wide(values: torch.Tensor) -> np.ndarray:

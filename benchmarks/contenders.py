@@ -2,7 +2,8 @@
 """Who is measured: for each operator the ways to compute it, ours and those of the peers.
 
 A contender is a function that takes the inputs of a case and returns the call to be timed. The
-call returns its results; one that works in place may return anything.
+call returns its results, or a function that reads them from where they are; one that works in place
+may return anything.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from cases import OPS, Case, Inputs, error, with_views
 Call = Callable[[], Any]
 Bind = Callable[[Inputs], Call]
 ROPES = ("rope_neox", "rope_interleaved")
+ATTENTION = ("attention", "attention_fp8")
+APPEND = ("kv_cache_append", "kv_cache_append_fp8")
 GATED = ("silu_and_mul", "gelu_tanh_and_mul", "gelu_and_mul")
 
 
@@ -100,7 +103,9 @@ class Prepared:
         if self.contender.in_place:
             names = self._case.in_place if self._case.in_place != ("qkv",) else ("q", "k")
             outputs = tuple(getattr(self._own, name) for name in names)
-        elif not isinstance(outputs, tuple):
+        elif callable(outputs):
+            outputs = outputs()
+        if not isinstance(outputs, tuple):
             outputs = (outputs,)
         value = error(self._case, self._inputs, outputs)
         if value > self._case.tolerance:

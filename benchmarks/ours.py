@@ -13,7 +13,7 @@ import torch
 import capibara_axion
 import capibara_axion.torch_ops
 from cases import EPS, HEAD_DIM, OPS, Inputs
-from contenders import GATED, ROPES, Call, contender
+from contenders import ATTENTION, GATED, ROPES, Call, contender
 
 _ops = torch.ops.capibara_axion
 _NORMS = ("rms_norm", "layer_norm")
@@ -124,7 +124,10 @@ def _buffers(a: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
 
 
-@contender(OPS, "memcpy", "memmove", single_threaded=True)
+_COPIES = tuple(op for op in OPS if op not in ATTENTION)
+
+
+@contender(_COPIES, "memcpy", "memmove", single_threaded=True)
 def _memmove(a: Inputs) -> Call:
     source, target = _buffers(a)
     memmove = ctypes.CDLL(None).memmove
@@ -138,7 +141,28 @@ def _memmove(a: Inputs) -> Call:
     return call
 
 
-@contender(OPS, "memcpy", "copy_")
+@contender(_COPIES, "memcpy", "copy_")
 def _copy(a: Inputs) -> Call:
     source, target = _buffers(a)
     return lambda: target.copy_(source)
+
+
+# Attention writes next to nothing: a plain read of as many bytes as it has to read and write.
+@contender(ATTENTION, "memcpy", "memchr", single_threaded=True)
+def _memchr(a: Inputs) -> Call:
+    source = torch.zeros(a.case.bytes_moved, dtype=torch.uint8)
+    memchr = ctypes.CDLL(None).memchr
+    memchr.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+    memchr.restype = ctypes.c_void_p
+
+    def call(buffer: torch.Tensor = source) -> None:  # keeps it alive
+        memchr(of, 1, size)  # which is not there
+
+    of, size = source.data_ptr(), len(source)
+    return call
+
+
+@contender(ATTENTION, "memcpy", "sum")
+def _sum(a: Inputs) -> Call:
+    source = torch.zeros(a.case.bytes_moved // 8, dtype=torch.int64)
+    return lambda: source.sum()

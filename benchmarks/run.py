@@ -23,9 +23,10 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
+import attention_contenders  # noqa: F401  the peers enter themselves into the registry
 import cases
 import contenders
-import linear_contenders  # noqa: F401  the peers enter themselves into the registry
+import linear_contenders  # noqa: F401
 import machine
 import numpy_peers  # noqa: F401
 import ours  # noqa: F401
@@ -48,6 +49,7 @@ def main() -> int:
     found = machine.describe(malloc)
     has_vllm = importlib.util.find_spec("vllm") is not None
     if has_vllm:
+        import vllm_attention_peers  # noqa: F401
         import vllm_linear_peers  # noqa: F401
         import vllm_peers  # noqa: F401
     compiled = has_vllm and not arguments.quick
@@ -100,20 +102,14 @@ def _positive(text: str) -> int:
 
 
 def _selected(arguments: argparse.Namespace) -> Iterator[Case]:
-    tokens = arguments.tokens or (_QUICK_TOKENS if arguments.quick else cases.TOKENS)
+    tokens = arguments.tokens or (_QUICK_TOKENS if arguments.quick else None)
     cores = len(os.sched_getaffinity(0))
     threads = [count for count in arguments.threads if count <= cores]
     for op, dtype in itertools.product(arguments.op, arguments.dtype):
-        linear = op.startswith("linear")
-        for shape in cases.LINEAR_SHAPES if linear else [(count,) for count in tokens]:
-            if linear and arguments.tokens and shape[0] not in arguments.tokens:
-                continue
-            for count in threads:
-                yield Case(op, dtype, shape[0], count, **_layer(*shape[1:]))
-
-
-def _layer(outputs: int = cases.HIDDEN, features: int = cases.HIDDEN) -> dict[str, int]:
-    return {"outputs": outputs, "features": features}
+        if dtype not in cases.dtypes(op):
+            continue
+        for shape, count in itertools.product(cases.shapes(op, tokens), threads):
+            yield Case(op, dtype, threads=count, **shape)
 
 
 def _with_inputs(selected: Iterable[Case]) -> Iterator[tuple[Case, cases.Inputs]]:

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+import attention_contenders  # noqa: F401  the peers enter themselves into the registry
 import cases
-import linear_contenders  # noqa: F401  the peers enter themselves into the registry
+import linear_contenders  # noqa: F401
 import machine
 import numpy_peers  # noqa: F401
 import ours  # noqa: F401
@@ -29,6 +30,7 @@ from cases import Case
 from contenders import Contender, Prepared, contenders
 
 if importlib.util.find_spec("vllm"):
+    import vllm_attention_peers  # noqa: F401
     import vllm_linear_peers  # noqa: F401
     import vllm_peers  # noqa: F401
 
@@ -36,10 +38,12 @@ machine.tune_malloc()
 
 
 def _parameters() -> Iterator[Any]:
-    for values in itertools.product(cases.OPS, cases.DTYPES, cases.TOKENS, (1, 2)):
-        case = Case(*values)
-        for one in contenders(case, compiled=False):
-            yield pytest.param(case, one, id=f"{case}-{one}".replace(" ", "_"))
+    for op in cases.OPS:
+        rows = itertools.product(cases.dtypes(op), cases.shapes(op), (1, 2))
+        for dtype, shape, threads in rows:
+            case = Case(op, dtype, threads=threads, **shape)
+            for one in contenders(case, compiled=False):
+                yield pytest.param(case, one, id=f"{case}-{one}".replace(" ", "_"))
 
 
 @functools.lru_cache(maxsize=1)  # cases come one after the other

@@ -39,6 +39,14 @@ _SCALED = {dtype: {0: "", 1: "scaled"} for dtype in DTYPES}
 _WEIGHT = {dtype: {_SIZE[dtype]: "", 4: "f32 weight" if dtype != "f32" else ""} for dtype in DTYPES}
 _ROWS = {rows: f"{rows} row{'s' if rows > 1 else ''}" for rows in range(8, 0, -1)}
 _PAIRS = {rows: name for rows, name in _ROWS.items() if rows == 1 or rows % 2 == 0}
+_FEW = {rows: name for rows, name in _PAIRS.items() if rows <= 4}
+_FP8 = {dtype: {0: "", 1: "e5m2"} for dtype in DTYPES}
+# Of bfloat16 with BFMMLA, two rows at once for as long as there are two.
+_EXPONENTIALS = {
+    "f32": {0: "", 2: "value scales"},
+    "f16": {0: "", 2: "value scales"},
+    "bf16": {1: "", 0: "one row", 3: "value scales", 2: "one row, value scales"},
+}
 _CACHE = {dtype: {_SIZE[dtype]: "", 4: "f32 cache" if dtype != "f32" else ""} for dtype in DTYPES}
 
 # Every loop that has to be there, for every dtype and instruction set, with its variants by number
@@ -59,8 +67,13 @@ LOOPS: dict[tuple[str, str], dict[str, dict[int, str]]] = {
     ("silu_and_mul", "product"): _PLAIN,
     ("gelu_tanh_and_mul", "product"): _PLAIN,
     ("gelu_and_mul", "product"): _PLAIN,
+    ("attention_softmax", "attention_max"): {"f32": {0: ""}},
+    ("attention_softmax", "attention_exp"): _EXPONENTIALS,
+    ("fp8_decode", "decode"): _FP8,
+    ("fp8_encode", "encode"): _FP8,
     ("gemm", "by_lane"): {"f32": _ROWS, "f16": _ROWS, "int8": _ROWS},
     ("gemm", "mmla"): {"bf16": _PAIRS, "int8": _PAIRS},
+    ("gemm", "mmla_wide"): {"bf16": _FEW, "int8": _FEW},
 }
 # The instruction sets of loops that stand in a source of their own for each.
 TILES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
@@ -70,6 +83,7 @@ TILES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "int8": ("neon", "neon_dotprod"),
     },
     ("gemm", "mmla"): {"bf16": ("neon_bf16",), "int8": ("neon_bf16",)},
+    ("gemm", "mmla_wide"): {"bf16": ("neon_bf16",), "int8": ("neon_bf16",)},
 }
 # Operators whose loops run along the depth of a matrix product; the others' unit is a vector.
 BY_DEPTH = frozenset({"gemm"})

@@ -269,7 +269,16 @@ class Run {
   CacheView cache_ = {};
 };
 
-void check(const Problem& problem) {
+// Under an emulator or sanitizers, the double precision of the expected results takes minutes.
+#ifdef CAPIBARA_SAMPLED
+constexpr bool kSampled = true;
+#else
+constexpr bool kSampled = false;
+#endif
+int g_checks = 0;
+
+void check(const Problem& problem, int every = 1) {
+  if (kSampled && ++g_checks % every != 0) return;
   Run run(problem);
   run.run();
   CHECK(run.worst() <= 1);
@@ -289,7 +298,7 @@ TEST_CASE("dense: head sizes, groups, lengths") {
       p.kv_heads = dim == 80 ? 6 : 2;
       p.queries = {7, 1, 0, 19};
       p.keys = {7, 40, 3, 150};
-      check(p);
+      check(p, 2);
     }
   }
 }
@@ -363,9 +372,9 @@ TEST_CASE("paged: types, block sizes, lengths") {
           p.scales = static_cast<CacheScales>(block_size == 16 ? 0 : block_size == 32 ? 1 : 2);
           p.queries = {1, 1, 23, 4};
           p.keys = {131, 1, 23, 157};
-          check(p);
+          check(p, 5);
           p.left = 20;
-          check(p);
+          check(p, 5);
         }
       }
     }
@@ -378,7 +387,7 @@ TEST_CASE("many keys: several blocks, several parts") {
     Problem p;
     p.dtype = dtype;
     p.dim = 32;
-    p.queries = {1, 60, 1};
+    p.queries = {1, kSampled ? 13 : 60, 1};
     p.keys = {4500, 1100, 2049};
     p.heads = 2;
     p.sinks = true;
@@ -395,7 +404,7 @@ TEST_CASE("results do not depend on threads or on the rest of the batch") {
   Problem p;
   p.heads = 8;
   p.kv_heads = 2;
-  p.queries = {1, 200, 13};
+  p.queries = {1, kSampled ? 90 : 200, 13};
   p.keys = {4200, 200, 700};
   set_num_threads(1);
   Run one(p);

@@ -195,6 +195,9 @@ TEST_CASE("kv_cache: what is gathered is what was appended, rounded") {
   for_each_cache([&](CacheType type, DType compute, CacheScales scales) {
     for (DType other : {compute, DType::kF32}) {
       for (const Shape& shape : {Shape{3, 2, 16, 48}, Shape{5, 3, 48, 80}, Shape{2, 1, 32, 64}}) {
+#ifdef CAPIBARA_SAMPLED
+        if (random.integer(0, 2) != 0) continue;
+#endif
         Cache cache(type, compute, shape, scales);
         const Input input(other, shape, random_slots(shape, 70, random));
         kv_cache_append(input.call(cache.view()));

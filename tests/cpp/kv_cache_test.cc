@@ -185,13 +185,20 @@ void check_at(Case c, int64_t first, int64_t count, Random& random) {
   check(c, key, value);
 }
 
+// Under an emulator or sanitizers a quarter of the cases, others in each run.
+#ifdef CAPIBARA_SAMPLED
+bool left_out(Random& random) { return random.integer(0, 3) != 0; }
+#else
+bool left_out(Random&) { return false; }
+#endif
+
 TEST_CASE("kv_cache_write: every head size and block size") {
   Random random;
   for (const Types& types : all_types()) {
     for (const Geometry& geometry : kGeometries) {
       for (int64_t head_dim : {16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 512}) {
         for (int64_t block_size : {16, 32, 48, 128}) {
-          if (head_dim > 128 && block_size != 32) continue;
+          if ((head_dim > 128 && block_size != 32) || left_out(random)) continue;
           const Case c = {types, geometry, block_size, head_dim, 0, 0, 0, 0, false, Guard::kAfter};
           check_at(c, random.integer(0, block_size - 1), 1, random);
           const int64_t first = random.integer(0, block_size - 1);
@@ -209,7 +216,7 @@ TEST_CASE("kv_cache_write: every beginning and number of tokens") {
       for (int64_t first : {0, 1, 2, 3, 5, 7, 8, 12, 16, 29, 47}) {
         const Case c = {types, geometry, 48, 32, 0, 0, 0, 0, false, Guard::kAfter};
         for (int64_t count : {0, 1, 2, 4, 7, 9, 17}) {
-          if (count <= 48 - first) check_at(c, first, count, random);
+          if (count <= 48 - first && !left_out(random)) check_at(c, first, count, random);
         }
         check_at(c, first, 48 - first, random);
       }
