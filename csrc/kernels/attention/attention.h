@@ -27,10 +27,10 @@ constexpr int64_t kAttentionKeysUnit = 16;  // blocks of keys are multiples of i
 // e is as exact as `to` can hold it: relative error 2e-7 for f32, 3e-6 for f16, 8e-5 (an
 // twenty-fifth of half a unit in the last place) for bf16.
 struct AttentionSoftmaxArgs {
-  int64_t rows;    // at most kMaxTileRows
-  int64_t keys;    // a multiple of kAttentionKeysUnit
-  float* scores;   // overwritten
-  int64_t stride;  // of scores
+  int64_t rows;          // at most kMaxTileRows
+  int64_t keys;          // a multiple of kAttentionKeysUnit
+  float* scores;         // overwritten
+  int64_t stride;        // of scores
   const int32_t* begin;  // 0 <= begin[r] <= end[r] <= keys
   const int32_t* end;
   float scale, softcap;
