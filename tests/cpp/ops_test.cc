@@ -14,8 +14,11 @@
 #include "kernels/gated/gated.h"
 #include "kernels/norm/norm.h"
 #include "kernels/softmax/softmax.h"
+#include "ops/attention.h"
+#include "ops/fp8.h"
 #include "ops/gemm.h"
 #include "ops/gemm_batch.h"
+#include "ops/kv_cache.h"
 #include "ops/parallel.h"
 #include "ops/registry.h"
 #include "support/tensor.h"
@@ -299,6 +302,9 @@ TEST_CASE("registry: every operator is listed, with its implementations") {
   for (int type = 0; type < kGemmTypes; ++type) {
     expected.push_back(std::string("gemm_") + name_of(static_cast<GemmType>(type)));
   }
+  for (const char* name : {"attention", "kv_cache_append", "fp8_decode", "fp8_encode"}) {
+    expected.push_back(name);
+  }
   const std::vector<OpInfo> ops = list_ops();
   REQUIRE(ops.size() == kOps);
   REQUIRE(expected.size() == kOps);
@@ -330,6 +336,23 @@ void run_gemm(GemmType type) {
   free_aligned(packed);
 }
 
+// With nothing to do.
+void run_other(Op op) {
+  switch (op) {
+    case Op::attention:
+      return attention({});
+    case Op::kv_cache_append: {
+      CacheAppendCall call = {};
+      call.cache.layout = cache_layout(CacheType::kBF16, DType::kBF16, 16, 16);
+      return kv_cache_append(call);
+    }
+    case Op::fp8_decode:
+      return fp8_decode({});
+    default:
+      return fp8_encode({});
+  }
+}
+
 TEST_CASE("registry: calls are counted, one a call") {
   reset_calls();
   const std::vector<Operator> all = operators();
@@ -338,8 +361,10 @@ TEST_CASE("registry: calls are counted, one a call") {
     for (int times = 0; times <= i; ++times) {
       if (i < vector_ops) {
         all[static_cast<size_t>(i)].run(Heads(DType::kF32, {2, 2}, 16, 0));
-      } else {
+      } else if (i < vector_ops + kGemmTypes) {
         run_gemm(static_cast<GemmType>(i - vector_ops));
+      } else {
+        run_other(static_cast<Op>(i));
       }
     }
   }

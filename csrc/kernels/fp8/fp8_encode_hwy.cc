@@ -64,6 +64,21 @@ HWY_INLINE __m256i packed(__m256i low, __m256i high) { return _mm256_packs_epi16
 HWY_INLINE __m512i packed(__m512i low, __m512i high) { return _mm512_packs_epi16(low, high); }
 #endif
 
+// Packing works in blocks of 16 bytes, and leaves four codes of each vector in each. By the
+// instructions' own names, as in fp8_decode_hwy.cc.
+HWY_INLINE __m128i vector_after_vector(__m128i codes) { return codes; }
+#if HWY_TARGET <= HWY_AVX2
+HWY_INLINE __m256i vector_after_vector(__m256i codes) {
+  return _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+#endif
+#if HWY_TARGET <= HWY_AVX3
+HWY_INLINE __m512i vector_after_vector(__m512i codes) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_maskz_permutexvar_epi32(0xffff, order, codes);
+}
+#endif
+
 template <class D>
 HWY_INLINE void store_codes(D, Vecs<D, 4> v, Vecs<hn::Rebind<uint32_t, D>, 4> magnitude,
                             uint8_t* codes) {
@@ -81,15 +96,7 @@ HWY_INLINE void store_codes(D, Vecs<D, 4> v, Vecs<hn::Rebind<uint32_t, D>, 4> ma
     return hn::And(hn::BitCast(d32, magnitude.v[i]), hn::Set(d32, 0x7f));
   });
   auto all = hn::OrAnd(rest, signs, hn::Set(d8, uint8_t{0x80}));
-  constexpr size_t blocks = hn::MaxLanes(D()) / 4;
-  if constexpr (blocks > 1) {
-    // Packing works in blocks of 16 bytes, and leaves four codes of each vector in each.
-    HWY_ALIGN static constexpr int32_t kFours8[] = {0, 4, 1, 5, 2, 6, 3, 7};
-    HWY_ALIGN static constexpr int32_t kFours16[] = {0, 4, 8,  12, 1, 5, 9,  13,
-                                                     2, 6, 10, 14, 3, 7, 11, 15};
-    const auto order = hn::SetTableIndices(d32, blocks == 2 ? kFours8 : kFours16);
-    all = hn::BitCast(d8, hn::TableLookupLanes(hn::BitCast(d32, all), order));
-  }
+  all = hn::Vec<decltype(d8)>{vector_after_vector(all.raw)};
   hn::StoreU(all, d8, codes);
 }
 #endif
