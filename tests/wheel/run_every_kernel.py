@@ -75,7 +75,8 @@ def isas_here() -> list[str]:
 def check(isa: str) -> str:
     """Runs every operator for one instruction set, and sums up.
 
-    Some sets have implementations of the matrix products alone: then only those run.
+    Some sets have implementations of matrix products, and of what is made of them, alone: then only
+    those run.
 
     Raises:
         AssertionError: a result is wrong, an operator was left out or ran for another set.
@@ -89,7 +90,7 @@ def check(isa: str) -> str:
     required = {entry["name"]: set(entry["required"]) for entry in _core.isas()}
     own = {op["name"] for op in _core.ops() if isa in op["built"]}
     assert own, f"nothing is built for {isa}"
-    kinds = (results, products) if "rms_norm" in own else (products,)
+    kinds = (results, products, attention) if "rms_norm" in own else (products, attention)
     comparisons = 0
     for dtype in (np.float32, np.float16):
         rng = np.random.default_rng(7)
@@ -189,6 +190,35 @@ def products(rng: Any, size: int, dtype: Any) -> Iterator[tuple[str, Any, Any]]:
     for packed in ("f32", "bf16", "f16", "int8"):
         layer = ax.PackedLinear(weight, packed, bias)
         yield f"PackedLinear {packed}", layer(x, residual=residual), product + bias + residual
+
+
+def attention(rng: Any, size: int, dtype: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The same for attention over `size` keys and its caches.
+
+    Keys and values are eighths that 8-bit floats hold, values of one sign: then a rounded
+    exponential is a relative error of the result.
+    """
+    import numpy as np
+
+    import capibara_axion as ax
+    from capibara_axion import reference
+
+    queries, blocks = min(size, 3), -(-size // 16)
+    q = rng.standard_normal((1, queries, 4, 16), np.float32).astype(dtype)
+    k = (rng.integers(-8, 9, (1, size, 2, 16)) / 8).astype(dtype)
+    v = (rng.integers(4, 9, (1, size, 2, 16)) / 8).astype(dtype)
+    exact = reference.flash_attention(*(x.astype(np.float64) for x in (q, k, v)))
+    yield "flash_attention", ax.flash_attention(q, k, v), exact
+    table, starts = np.arange(blocks, dtype=np.int32)[None], np.array([0, queries], np.int32)
+    name = np.dtype(dtype).name
+    for kind, options in ((name, {}), ("fp8_e4m3", {"compute_dtype": name})):
+        cache = ax.PagedKVCache(blocks, 16, 2, 16, dtype=kind, **options)
+        cache.append(k[0], v[0], np.arange(size))
+        result = ax.paged_attention(
+            q[0], cache, table, np.array([size], np.int32), query_start=starts
+        )
+        yield f"paged_attention of {kind}", result, exact[0]
+    yield "fp8", ax.fp8_dequantize(ax.fp8_quantize(k), dtype=name), k.astype(np.float64)
 
 
 def assert_close(result: Any, exact: Any, what: str) -> None:
