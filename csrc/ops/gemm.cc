@@ -160,10 +160,16 @@ class Product {
     const int rows = rows_of(count, panel);
     const char* a = rows_.panels + panel * rows_.panel_bytes +
                     k * kernel_.packed_rows(rows) * size_of(kernel_.a);
+    GemmTileFn* const tile = kernel_.tiles[rows - 1];
     const int64_t b_size = size_of(kernel_.b) * kernel_.cols;
-    kernel_.multiply(rows, end - begin, depth / kernel_.depth, a,
-                     b ? b : weights_.panels + (begin * depth_ + k) * b_size,
-                     (b ? depth : depth_) * b_size, sums, block_.nc, k > 0);
+    // Not GemmKernel::multiply, which sums some panels in another order than others: which ones
+    // would depend on how threads divide them.
+    for (int64_t p = begin; p < end; ++p) {
+      const char* right =
+          b ? b + (p - begin) * depth * b_size : weights_.panels + (p * depth_ + k) * b_size;
+      tile(depth / kernel_.depth, a, right, sums + (p - begin) * kernel_.cols * 4, block_.nc,
+           k > 0);
+    }
   }
 
   void finish(int64_t first, int64_t count, int64_t panel, int64_t begin, int64_t end,

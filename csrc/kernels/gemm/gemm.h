@@ -66,7 +66,7 @@ struct GemmKernel {
   }
 
   // `rows` rows times `panels` panels of B, `panel_stride` bytes apart, whose columns follow each
-  // other in c.
+  // other in c. By wide tiles as far as they go, which may add in another order than the others.
   void multiply(int64_t rows, int64_t panels, int64_t steps, const void* left, const void* right,
                 int64_t panel_stride, void* c, int64_t ldc, bool accumulate) const {
     constexpr int kSizeOfSum = 4;
