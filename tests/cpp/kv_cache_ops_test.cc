@@ -102,7 +102,8 @@ struct Input {
 std::vector<int64_t> random_slots(const Shape& shape, int64_t tokens, Random& random) {
   std::vector<int64_t> slots;
   while (static_cast<int64_t>(slots.size()) < tokens) {
-    int64_t slot = random.integer(-3, shape.slots() - 1);
+    // The first one at least stores something.
+    int64_t slot = random.integer(slots.empty() ? 0 : -3, shape.slots() - 1);
     if (!slots.empty() && random.integer(0, 3) == 0) {
       slot = slots[static_cast<size_t>(random.integer(0, static_cast<int64_t>(slots.size()) - 1))];
     }
