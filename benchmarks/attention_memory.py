@@ -262,12 +262,12 @@ def _show(result: dict[str, Any]) -> None:
 
 def _plot(result: dict[str, Any], path: Path) -> None:
     try:
-        import matplotlib  # type: ignore[import-not-found,unused-ignore]
+        import matplotlib
     except ImportError:
         print("no matplotlib: no plot", file=sys.stderr)
         return
     matplotlib.use("svg")
-    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib import pyplot
 
     # Text as text, and no dates or random names: the same figures give the same file.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "attention_memory"}

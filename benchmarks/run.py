@@ -23,15 +23,15 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-import attention_contenders  # noqa: F401  the peers enter themselves into the registry
+import attention_contenders  # noqa: F401  enters its contenders
 import cases
 import contenders
-import linear_contenders  # noqa: F401
+import linear_contenders  # noqa: F401  enters its contenders
 import machine
-import numpy_peers  # noqa: F401
-import ours  # noqa: F401
+import numpy_peers  # noqa: F401  enters its contenders
+import ours  # noqa: F401  enters its contenders
 import timing
-import torch_peers  # noqa: F401
+import torch_peers  # noqa: F401  enters its contenders
 from cases import Case
 from contenders import Prepared
 
@@ -49,9 +49,9 @@ def main() -> int:
     found = machine.describe(malloc)
     has_vllm = importlib.util.find_spec("vllm") is not None
     if has_vllm:
-        import vllm_attention_peers  # noqa: F401
-        import vllm_linear_peers  # noqa: F401
-        import vllm_peers  # noqa: F401
+        import vllm_attention_peers  # noqa: F401  enters its contenders
+        import vllm_linear_peers  # noqa: F401  enters its contenders
+        import vllm_peers  # noqa: F401  enters its contenders
     compiled = has_vllm and not arguments.quick
     selected = list(_selected(arguments))
     if not selected:

@@ -18,21 +18,21 @@ from typing import Any
 import pytest
 import torch
 
-import attention_contenders  # noqa: F401  the peers enter themselves into the registry
+import attention_contenders  # noqa: F401  enters its contenders
 import cases
-import linear_contenders  # noqa: F401
+import linear_contenders  # noqa: F401  enters its contenders
 import machine
-import numpy_peers  # noqa: F401
-import ours  # noqa: F401
+import numpy_peers  # noqa: F401  enters its contenders
+import ours  # noqa: F401  enters its contenders
 import timing
-import torch_peers  # noqa: F401
+import torch_peers  # noqa: F401  enters its contenders
 from cases import Case
 from contenders import Contender, Prepared, contenders
 
 if importlib.util.find_spec("vllm"):
-    import vllm_attention_peers  # noqa: F401
-    import vllm_linear_peers  # noqa: F401
-    import vllm_peers  # noqa: F401
+    import vllm_attention_peers  # noqa: F401  enters its contenders
+    import vllm_linear_peers  # noqa: F401  enters its contenders
+    import vllm_peers  # noqa: F401  enters its contenders
 
 machine.tune_malloc()
 

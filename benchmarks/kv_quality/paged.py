@@ -10,7 +10,7 @@ when a server decodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -50,14 +50,13 @@ class Ranges:
     values: torch.Tensor
 
 
-class _Keeper:
+class _Keeper(Protocol):
     """What the registered function hands a layer's q, k and v to."""
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """q [B, H, T, D], k and v [B, Hkv, T, D] of the tokens that are fed; gives [B, T, H, D]."""
-        raise NotImplementedError
 
 
 def _attention(

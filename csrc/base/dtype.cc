@@ -1,23 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/dtype.h"
 
+#include "base/float_bits.h"
+
 namespace capibara {
-namespace {
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-}  // namespace
-
 const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::kF16:

@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "base/float_bits.h"
+
 namespace capibara {
 namespace {
 
@@ -14,18 +16,6 @@ struct Layout {
 
 constexpr Layout layout_of(Fp8 format) {
   return format == Fp8::kE4M3 ? Layout{3, 7, 0x7f, 0x7f} : Layout{2, 15, 0x7c, 0x7e};
-}
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
 }
 
 }  // namespace

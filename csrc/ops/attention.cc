@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/buffer.h"
+#include "base/rounding.h"
 #include "kernels/attention/attention.h"
 #include "kernels/gemm/pack.h"
 #include "ops/attention_keys.h"
@@ -21,8 +22,6 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 GemmType type_of(DType dtype) {
   return dtype == DType::kF32   ? GemmType::kF32

@@ -4,13 +4,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/rounding.h"
 #include "kernels/fp8/fp8.h"
 #include "kernels/gemm/pack.h"
 
 namespace capibara {
 namespace {
-
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 bool has_whole_panels(const AttentionCall& call, const GemmKernel& kernel) {
   return call.cache && call.cache->layout.block_size % kernel.cols == 0 &&

@@ -3,14 +3,13 @@
 
 #include <algorithm>
 
+#include "base/rounding.h"
 #include "cpu/features.h"
 #include "ops/attention_keys.h"
 #include "ops/parallel.h"
 
 namespace capibara {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Three quarters of level 1 hold a panel's scores, in f32, and their exponentials; level 2 the
 // block's keys and values in a quarter, which all panels of a task read one after the other.

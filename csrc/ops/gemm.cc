@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/buffer.h"
+#include "base/rounding.h"
 #include "kernels/gemm/pack.h"
 #include "ops/gemm_backend.h"
 #include "ops/gemm_blocking.h"
@@ -14,8 +15,6 @@
 
 namespace capibara {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const char* at(const MatrixView& matrix, int64_t row, int64_t col) {
   return static_cast<const char*>(matrix.data) +

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/rounding.h"
 #include "cpu/features.h"
 #include "ops/parallel.h"
 
@@ -10,9 +11,6 @@ namespace capibara {
 namespace {
 
 constexpr int64_t kRowsAtATime = 512;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // The largest multiple of `unit` up to `most`, made smaller so that all blocks of `total` are about
 // alike.

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/rounding.h"
 #include "kernels/gemm/pack.h"
 #include "ops/parallel.h"
 
@@ -18,9 +19,6 @@ constexpr uint32_t kVersion = 1;
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kHeaderBytes = 128;
 static_assert(sizeof(PackedHeader) <= kHeaderBytes);
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // Where each part begins.
 struct Layout {
