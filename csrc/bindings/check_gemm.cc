@@ -43,12 +43,6 @@ void set_right(GemmCall& call, const TensorView& view, const Matrix& b) {
   call.b = {view.dtype, view.data, call.b_transposed ? b.col_stride : b.row_stride};
 }
 
-GemmType type_of(DType dtype) {
-  return dtype == DType::kF32    ? GemmType::kF32
-         : dtype == DType::kBF16 ? GemmType::kBF16
-                                 : GemmType::kF16;
-}
-
 Activation check_activation(int64_t activation) {
   if (activation >= 0 && activation < kActivations) return static_cast<Activation>(activation);
   throw std::invalid_argument("activation: expected a number from 0 to " +
@@ -164,7 +158,7 @@ MatmulCall check_matmul(const TensorView& a, const TensorView& b, const TensorVi
 
   MatmulCall call = {};
   GemmCall& first = call.first;
-  first.type = type_of(a.dtype);
+  first.type = gemm_type_of(a.dtype);
   first.m = left.rows;
   first.n = right.cols;
   first.k = left.cols;
@@ -214,7 +208,7 @@ GemmCall check_linear(const TensorView& x, const TensorView& weight, const Linea
   const int64_t n = linear_cols(x, weight);
   GemmCall call = check_linear_call(x, n, options, y);
   expect_apart(y, weight);
-  call.type = type_of(x.dtype);
+  call.type = gemm_type_of(x.dtype);
   set_right(call, weight, {weight.shape[1], n, weight.strides[1], weight.strides[0]});
   return call;
 }

@@ -23,12 +23,6 @@ namespace {
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-GemmType type_of(DType dtype) {
-  return dtype == DType::kF32   ? GemmType::kF32
-         : dtype == DType::kF16 ? GemmType::kF16
-                                : GemmType::kBF16;
-}
-
 DType dtype_of(Packed packed) {
   return packed == Packed::kF32 ? DType::kF32 : packed == Packed::kF16 ? DType::kF16 : DType::kBF16;
 }
@@ -69,7 +63,7 @@ class Attention {
  public:
   explicit Attention(const AttentionCall& call)
       : call_(call),
-        kernel_(gemm_kernel(type_of(call.dtype))),
+        kernel_(gemm_kernel(gemm_type_of(call.dtype))),
         plan_(plan_attention(call, kernel_)),
         keys_(call, kernel_, plan_.keys_per_block),
         group_(call.num_heads / call.num_kv_heads),

@@ -11,6 +11,13 @@
 
 namespace capibara {
 
+// Products of operands that have this type.
+constexpr GemmType gemm_type_of(DType dtype) {
+  return dtype == DType::kF32   ? GemmType::kF32
+         : dtype == DType::kF16 ? GemmType::kF16
+                                : GemmType::kBF16;
+}
+
 // A row-major matrix; stride in elements.
 struct MatrixView {
   DType dtype;

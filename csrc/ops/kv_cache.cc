@@ -13,17 +13,6 @@
 namespace capibara {
 namespace {
 
-GemmType gemm_type_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF16:
-      return GemmType::kF16;
-    case DType::kBF16:
-      return GemmType::kBF16;
-    default:
-      return GemmType::kF32;
-  }
-}
-
 // Consecutive tokens at consecutive positions of one block.
 struct Run {
   int64_t token, count, block, position;
