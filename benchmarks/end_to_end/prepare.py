@@ -25,8 +25,12 @@ GGUF_KINDS = ("bf16", "q8_0", "q4_0")
 
 _REQUIREMENTS = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
 # The processor's own instructions; no BLAS, which is slower than llama.cpp's kernels for bf16 and
-# for quantised weights; nothing for images.
-_CMAKE = "-DGGML_NATIVE=ON -DGGML_BLAS=OFF -DLLAVA_BUILD=OFF"
+# for quantised weights; nothing for images. No AMX: in a virtual machine that shows it and does not
+# grant it, q8_0 and q4_0 end with an illegal instruction (seen on a Xeon of 2023 or later).
+_CMAKE = (
+    "-DGGML_NATIVE=ON -DGGML_BLAS=OFF -DLLAVA_BUILD=OFF "
+    "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF"
+)
 _TCMALLOC_PACKAGE = "libtcmalloc-minimal4"
 
 

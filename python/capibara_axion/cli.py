@@ -7,8 +7,9 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +76,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(handler=_serve)
 
+    check = commands.add_parser(
+        "check-config",
+        help="say what a configuration file means, without starting anything",
+        description="Say what a configuration file means, without starting anything: its experts, "
+        "its limits, and which keys do not act as they are written. Exit code 2, with all faults, "
+        "if it cannot be used.",
+    )
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", nargs="?", type=Path, metavar="FILE", help="JSON file to check")
+    what.add_argument("--schema", action="store_true", help="print the JSON Schema of such files")
+    what.add_argument("--reference", action="store_true", help="print the reference of all keys")
+    check.add_argument("--json", action="store_true", help="machine-readable output")
+    check.set_defaults(handler=_check_config)
+
+    for name, handler, text in (
+        ("ps", _ps, "show what the models of a running server do"),
+        ("load", _load, "have a running server load a model"),
+        ("unload", _unload, "have a running server unload a model"),
+    ):
+        remote = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Keys are taken from the environment: "
+            "CAPIBARA_AXION_API_KEY, and CAPIBARA_AXION_ADMIN_KEY for loading and unloading.",
+        )
+        if name != "ps":
+            remote.add_argument("model", help="name of an expert")
+        remote.add_argument(
+            "--url",
+            default="http://127.0.0.1:8082",
+            help="the server (default: %(default)s)",
+        )
+        remote.set_defaults(handler=handler)
+
     info = commands.add_parser(
         "info",
         help="show the machine, its features and the kernels chosen for it",
@@ -107,7 +142,7 @@ def _port(text: str) -> int:
 def _serve(args: argparse.Namespace) -> int:
     _require("server,vllm", "aiohttp", "pydantic", "rich", "vllm")
     from capibara_axion import env
-    from capibara_axion.server.config import ConfigError, load_config
+    from capibara_axion.server.config_file import ConfigError, load_config
     from capibara_axion.server.serve import Listen, run
 
     try:
@@ -118,11 +153,67 @@ def _serve(args: argparse.Namespace) -> int:
             port=settings.port if args.port is None else args.port,
             stream_port=settings.stream_port if args.stream_port is None else args.stream_port,
             api_key=env.api_key() if args.api_key is None else args.api_key,
+            admin_key=env.admin_key(),
         )
         listen.check()
-        run(config, listen, args.log_level or settings.log_level)
+        run(config, args.config, listen, args.log_level or settings.log_level)
     except (ConfigError, ValueError, OSError) as error:
         raise _UsageError(str(error)) from error
+    return 0
+
+
+def _ps(args: argparse.Namespace) -> int:
+    return _operate(args, lambda remote, env: remote.show_models(args.url, env.api_key()))
+
+
+def _load(args: argparse.Namespace) -> int:
+    return _operate(args, lambda remote, env: remote.load(args.url, args.model, env.admin_key()))
+
+
+def _unload(args: argparse.Namespace) -> int:
+    return _operate(args, lambda remote, env: remote.unload(args.url, args.model, env.admin_key()))
+
+
+def _operate(args: argparse.Namespace, operation: Callable[[Any, Any], None]) -> int:
+    _require("server", "aiohttp", "rich")
+    from capibara_axion import env
+    from capibara_axion.server import remote
+
+    args.url = args.url.rstrip("/")
+    try:
+        operation(remote, env)
+    except remote.RemoteError as error:
+        raise _UsageError(str(error)) from error
+    return 0
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    _require("server", "pydantic", "rich")
+    import json
+
+    from capibara_axion import env
+    from capibara_axion.server import check_config, config_reference
+    from capibara_axion.server.config_file import ConfigError, load_config
+
+    if args.schema:
+        print(config_reference.json_schema_text(), end="")
+    elif args.reference:
+        print(config_reference.reference(), end="")
+    else:
+        try:
+            config = load_config(args.file)
+        except ConfigError as error:
+            if not args.json:
+                raise _UsageError(str(error)) from error
+            faults = {"file": str(args.file), "valid": False, "faults": error.faults}
+            print(json.dumps(faults, indent=2))
+            return 2
+        has_api_key = env.api_key() is not None
+        if args.json:
+            report = check_config.as_json(args.file, config, has_api_key=has_api_key)
+            print(json.dumps(report, indent=2))
+        else:
+            check_config.print_summary(args.file, config, has_api_key=has_api_key)
     return 0
 
 

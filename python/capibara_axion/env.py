@@ -88,3 +88,8 @@ def linear_cache_file() -> Path | None:
 def api_key() -> str | None:
     """The server's API key from `CAPIBARA_AXION_API_KEY`; None when unset or empty."""
     return os.environ.get("CAPIBARA_AXION_API_KEY") or None
+
+
+def admin_key() -> str | None:
+    """The key for loading and unloading from `CAPIBARA_AXION_ADMIN_KEY`; None when unset or empty."""
+    return os.environ.get("CAPIBARA_AXION_ADMIN_KEY") or None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -31,6 +32,9 @@ from fake_worker import fake_worker_main
 from capibara_axion.server.config import ServerConfig
 from capibara_axion.server.gateway import Gateway
 from capibara_axion.server.launcher import Launcher
+from capibara_axion.server.ledger import MemoryLedger
+from capibara_axion.server.metrics import Metrics
+from capibara_axion.server.models import ModelState
 from capibara_axion.server.pool import ModelPool
 
 
@@ -49,6 +53,31 @@ def expert(expert_id: str, **description: Any) -> dict[str, Any]:
     }
 
 
+CHAT = "/v1/chat/completions"
+
+
+def ask(model: str = "a", **fake: Any) -> dict[str, Any]:
+    """A request's body; `fake` says how it is answered (see fake_worker)."""
+    return {"model": model, "fake": fake}
+
+
+async def eventually(condition: Any, timeout: float = 20.0) -> None:
+    """Wait, in the event loop, until `condition()` is true."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout:g} s"
+        await asyncio.sleep(0.01)
+
+
+async def error_of(answer: Any) -> dict[str, Any]:
+    """The error that an answer is, with its status."""
+    body = await answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return {"status": answer.status, **body["error"]}
+
+
 @dataclass
 class FakeService:
     """A gateway over fake workers, with a client for each listener."""
@@ -58,6 +87,7 @@ class FakeService:
     pool: ModelPool
     gateway: Gateway
     runtime_dir: Path
+    config: ServerConfig
 
     def journal(self) -> list[str]:
         path = self.runtime_dir / "journal.txt"
@@ -66,13 +96,22 @@ class FakeService:
 
 @asynccontextmanager
 async def fake_service(
-    runtime_dir: Path, *experts: dict[str, Any], api_key: str | None = None, **sections: Any
+    runtime_dir: Path,
+    *experts: dict[str, Any],
+    api_key: str | None = None,
+    admin_key: str | None = None,
+    **sections: Any,
 ) -> AsyncIterator[FakeService]:
-    """Run a gateway in this event loop; `sections` are those of the configuration file."""
+    """Run a gateway in this event loop; `sections` are those of the configuration file.
+
+    No model is kept warm unless they say so.
+    """
+    sections["lazy_loading"] = {"warmup_pool_size": 0, **sections.get("lazy_loading", {})}
     config = ServerConfig.model_validate({"experts": list(experts), **sections})
     launcher = Launcher(fake_worker_main, preload=["aiohttp.web"])
-    pool = ModelPool(config, launcher, runtime_dir, "info")
-    gateway = Gateway(pool, config.server_config, api_key)
+    metrics = Metrics(state.value for state in ModelState)
+    pool = ModelPool(config, launcher, runtime_dir, "info", MemoryLedger(config), metrics)
+    gateway = Gateway(pool, config, api_key, admin_key, metrics)
     clients = [
         TestClient(TestServer(gateway.application(stream_by_default=stream)))
         for stream in (False, True)
@@ -80,7 +119,8 @@ async def fake_service(
     try:
         for client in clients:
             await client.start_server()
-        yield FakeService(*clients, pool, gateway, runtime_dir)
+        pool.start()
+        yield FakeService(*clients, pool, gateway, runtime_dir, config)
     finally:
         await pool.shut_down(1.0)
         for client in clients:

@@ -15,28 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import expert, fake_service, gone
-
-CHAT = "/v1/chat/completions"
-
-
-def ask(model: str = "a", **fake: Any) -> dict[str, Any]:
-    return {"model": model, "fake": fake}
-
-
-async def eventually(condition: Any, timeout: float = 5.0) -> None:
-    deadline = asyncio.get_running_loop().time() + timeout
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout:g} s"
-        await asyncio.sleep(0.01)
-
-
-async def error_of(answer: Any) -> dict[str, Any]:
-    body = await answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["message"]
-    return {"status": answer.status, **body["error"]}
+from conftest import CHAT, ask, error_of, eventually, expert, fake_service, gone
 
 
 async def test_each_listener_has_its_default_and_honours_the_request(tmp_path: Path) -> None:
@@ -91,9 +70,9 @@ async def test_only_so_many_models_stay_loaded(tmp_path: Path) -> None:
     async with fake_service(tmp_path, *experts, lazy_loading={"max_loaded_experts": 2}) as s:
         for name in "abca":
             assert (await (await s.whole.post(CHAT, json=ask(name))).json())["model"] == name
-        states = {name: s.pool.state_of(name) for name in "abc"}
-        assert states == {"a": "ready", "b": "unloaded", "c": "ready"}
-        assert s.pool.statistics()["a"]["unloads_total"] == {"evicted": 1}
+            assert sum(s.pool.state_of(name) == "ready" for name in "abc") <= 2
+        unloads = [s.pool.statistics()[name]["unloads_total"] for name in "abc"]
+        assert {cause for causes in unloads for cause in causes} == {"evicted"}
 
 
 async def test_an_idle_model_is_unloaded_and_its_process_gone(tmp_path: Path) -> None:
@@ -126,7 +105,7 @@ async def test_a_request_is_sent_again_when_its_worker_died_silently(tmp_path: P
 
 async def test_a_request_that_kills_every_worker_gets_an_error(tmp_path: Path) -> None:
     async with fake_service(tmp_path, expert("a")) as s:
-        answer = await s.whole.post(CHAT, json={**ask(tokens=1, die_at=0), "stream": True})
+        answer = await s.whole.post(CHAT, json={**ask(tokens=2, die_at=1), "stream": True})
         assert b"worker_lost" in await answer.read()  # had begun, so no second try
         pid = (await (await s.whole.post(CHAT, json=ask())).json())["pid"]
         pending = asyncio.ensure_future(s.whole.post(CHAT, json=ask(take_s=60)))
@@ -163,11 +142,11 @@ async def test_a_broken_stream_ends_with_an_error_and_done(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("orders", "words"),
-    [({"fail": "no such weights"}, "no such weights"), ({"crash": 1}, "code 3")],
+    ("orders", "words", "tries"),
+    [({"fail": "no such weights"}, "no such weights", 1), ({"crash": 1}, "code 3", 2)],
 )
 async def test_a_failed_load_is_503_with_its_reason(
-    tmp_path: Path, orders: dict[str, Any], words: str
+    tmp_path: Path, orders: dict[str, Any], words: str, tries: int
 ) -> None:
     async with fake_service(tmp_path, expert("a", **orders), expert("b")) as s:
         answer = await s.whole.post(CHAT, json=ask())
@@ -176,7 +155,7 @@ async def test_a_failed_load_is_503_with_its_reason(
         assert words in failed["message"]
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         again = await s.whole.post(CHAT, json=ask())  # at once: no second load so soon
-        assert (again.status, s.pool.statistics()["a"]["load_failures_total"]) == (503, 1)
+        assert (again.status, s.pool.statistics()["a"]["load_failures_total"]) == (503, tries)
         assert (await s.whole.post(CHAT, json=ask("b"))).status == 200
 
 
@@ -237,7 +216,7 @@ async def test_routes(tmp_path: Path) -> None:
         assert await (await s.whole.get("/health")).json() == {"status": "ok"}
         stats = await (await s.streaming.get("/stats")).json()
         assert stats["models"]["a"]["state"] == "unloaded"
-        s.gateway.draining = True
+        s.gateway.operations.draining = True
         assert (await s.whole.get("/health")).status == 503
 
 

@@ -16,6 +16,8 @@ class Expert:
 
     Attributes:
         expert_id: the model name that requests use, and the checkpoint's folder.
+        description: of the real expert.
+        architecture: which the demo checkpoint has, too.
         priority: 1 to 5, higher loads first.
         reply: what the checkpoint answers; with few repeated words, because a greedy answer skips
             from a word to what follows its last occurrence.
@@ -25,6 +27,7 @@ class Expert:
     family: Family
     domain: str
     description: str
+    architecture: str
     priority: int
     use_cases: tuple[str, ...]
     reply: str
@@ -35,7 +38,8 @@ EXPERTS = (
         "phi4_fast",
         families.PHI3,
         "general",
-        "Fast model for short, direct answers (demo checkpoint, Phi-3 architecture)",
+        "Fast model for short, direct answers",
+        "Phi-3",
         5,
         ("simple questions", "quick answers", "greetings"),
         "Hello! I am phi4_fast, your small demo expert: my weights know only this one reply. "
@@ -45,7 +49,8 @@ EXPERTS = (
         "mistral_balanced",
         families.MISTRAL,
         "technical",
-        "Balanced model for technical tasks (demo checkpoint, Mistral architecture)",
+        "Balanced model for technical tasks",
+        "Mistral",
         4,
         ("technical explanations", "writing", "documentation"),
         "Good day! You are talking to mistral_balanced, which would explain technical matters if "
@@ -55,7 +60,8 @@ EXPERTS = (
         "qwen_coder",
         families.QWEN2,
         "coding",
-        "Model for code and programming (demo checkpoint, Qwen2 architecture)",
+        "Model for code and programming",
+        "Qwen2",
         3,
         ("code generation", "debugging", "refactoring"),
         "def answer(question): return 'replace these demo weights with real ones and ask "
@@ -65,7 +71,8 @@ EXPERTS = (
         "gemma3_multimodal",
         families.GEMMA3,
         "multimodal_expert",
-        "Model for images and text with long context (demo checkpoint, Gemma 3 architecture)",
+        "Model for images and text with long context",
+        "Gemma 3",
         2,
         ("images and text", "complex reasoning", "long context"),
         "Thank you for this text or image! I am gemma3_multimodal: both went through every layer "
@@ -75,7 +82,8 @@ EXPERTS = (
         "aya_expanse_multilingual",
         families.COHERE,
         "multilingual_expert",
-        "Model for 23 languages (demo checkpoint, Cohere architecture)",
+        "Model for 23 languages",
+        "Cohere",
         2,
         ("translation", "multilingual conversation", "localization"),
         "Hello! Hola, soy un modelo de prueba. Bonjour: je parle français; guten Tag - ich spreche "
@@ -86,8 +94,13 @@ EXPERTS = (
 
 def server_config() -> dict[str, Any]:
     """The content of the server's `config.json`; paths are relative to that file."""
+    return configuration([_entry(expert) for expert in EXPERTS])
+
+
+def configuration(experts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A configuration file with these entries for the experts."""
     return {
-        "experts": [_entry(expert) for expert in EXPERTS],
+        "experts": experts,
         "lazy_loading": {
             "enabled": True,
             "warmup_pool_size": 2,
@@ -99,13 +112,23 @@ def server_config() -> dict[str, Any]:
     }
 
 
-def _entry(expert: Expert) -> dict[str, Any]:
+def identity(expert: Expert) -> dict[str, Any]:
+    """What an entry says of an expert, whatever its checkpoint."""
     return {
         "expert_id": expert.expert_id,
-        "model_path": expert.expert_id,
         "domain": expert.domain,
         "description": expert.description,
         "priority": expert.priority,
+        "use_cases": list(expert.use_cases),
+    }
+
+
+def _entry(expert: Expert) -> dict[str, Any]:
+    suffix = f"(demo checkpoint, {expert.architecture} architecture)"
+    return {
+        **identity(expert),
+        "description": f"{expert.description} {suffix}",
+        "model_path": expert.expert_id,
         "quantization": None,
         "tensor_parallel_size": 1,
         "max_num_seqs": 8,
@@ -116,5 +139,4 @@ def _entry(expert: Expert) -> dict[str, Any]:
         "enforce_eager": True,
         "kv_cache_dtype": "auto",
         "enable_prefix_caching": True,
-        "use_cases": list(expert.use_cases),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from capibara_axion.demo.decoder import decoder_tensors
 from capibara_axion.demo.experts import EXPERTS, Expert, server_config
+from capibara_axion.demo.huggingface import huggingface_config
 from capibara_axion.demo.memory import successors
 from capibara_axion.demo.tensors import Draws, save_safetensors
 from capibara_axion.demo.tokenizer import build_tokenizer, tokenizer_config
@@ -19,14 +20,16 @@ from capibara_axion.demo.vision import processor_files, vision_tensors
 _PACKAGE = Path(__file__).parent
 _MANIFEST = "manifest.json"
 _CONFIG = "config.json"
+_HUGGINGFACE = "huggingface.json"
 _SEED = 20240
 
 
 def write_demo_models(directory: Path, *, progress: Callable[[str], None] | None = None) -> Path:
     """Writes five checkpoints, one folder each, and the server's config.json.
 
-    The files are the same from run to run. When `directory` already holds complete files of this
-    version, nothing is written; a config.json that the user edited is kept as long as the
+    Beside it stands huggingface.json, which serves the real checkpoints that these stand for. The
+    files are the same from run to run. When `directory` already holds complete files of this
+    version, nothing is written; configurations that the user edited are kept as long as the
     checkpoints are.
 
     Args:
@@ -52,6 +55,7 @@ def write_demo_models(directory: Path, *, progress: Callable[[str], None] | None
         if progress is not None:
             progress(f"wrote {expert.expert_id} ({index + 1} of {len(EXPERTS)})")
     _write_json(config_path, server_config())
+    _write_json(directory / _HUGGINGFACE, huggingface_config())
     # Last, so that an interrupted run is never taken for a complete one.
     _write_json(directory / _MANIFEST, {"version": version, "bytes": _sizes(directory)})
     return config_path

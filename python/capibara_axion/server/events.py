@@ -3,24 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from capibara_axion.server.policy import ModelSettings, Policy
 
 # Events: what happened.
 
 
 @dataclass(frozen=True)
 class RequestArrived:
-    """A client asks for a model. `request` is a number of the owner's, never used twice."""
+    """A client asks for a model.
+
+    Attributes:
+        request: a number of the owner's, never used twice.
+        model: whom it asks.
+        deadline: when its client will have given up, in the scheduler's time; None: unknown.
+        keep_alive_s: how long the model stays after this request; None: as configured.
+        replay: the request was admitted before, and its worker was lost before it had answered.
+    """
 
     request: int
     model: str
+    deadline: float | None = None
+    keep_alive_s: float | None = None
+    replay: bool = False
 
 
 @dataclass(frozen=True)
 class RequestEnded:
-    """The request is over for whatever reason: answered, failed, or its client left."""
+    """The request is over: `served` by its worker, or failed, or left by its client."""
 
     request: int
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,11 +48,12 @@ class LoadSucceeded:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The load did not succeed, and its worker is gone."""
+    """The load did not succeed, and its worker is gone; `crashed`: without saying why."""
 
     model: str
     generation: int
     reason: str
+    crashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,59 @@ class WorkerExited:
 
     model: str
     generation: int
+
+
+@dataclass(frozen=True)
+class WorkerHung:
+    """The worker of a ready model makes no progress any more."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class CoresSet:
+    """The last `SetCores` of this worker is in effect."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class MemoryKnown:
+    """How many bytes a model takes or would take, by a better estimate than before."""
+
+    model: str
+    size: int
+
+
+@dataclass(frozen=True)
+class BudgetKnown:
+    """How many bytes all workers together may take from now on."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class UnloadRequested:
+    """An operator wants the model unloaded, once its running requests have ended."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Reconfigured:
+    """The configuration changed.
+
+    Attributes:
+        models: all models there are now, with their settings.
+        reload: those whose loaded workers are out of date.
+        policy: limits from now on.
+    """
+
+    models: Mapping[str, ModelSettings]
+    reload: frozenset[str]
+    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -64,6 +133,12 @@ Event = (
     | LoadSucceeded
     | LoadFailed
     | WorkerExited
+    | WorkerHung
+    | CoresSet
+    | MemoryKnown
+    | BudgetKnown
+    | UnloadRequested
+    | Reconfigured
     | Tick
     | ShutdownRequested
 )
@@ -92,11 +167,12 @@ class Refuse:
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Start a worker; report `LoadSucceeded` or `LoadFailed`."""
+    """Start a worker on these cores; report `LoadSucceeded` or `LoadFailed`."""
 
     model: str
     generation: int
-    core_slot: int
+    cores: tuple[int, ...]
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -109,4 +185,13 @@ class StopWorker:
     force: bool = False
 
 
-Effect = Admit | Refuse | StartWorker | StopWorker
+@dataclass(frozen=True)
+class SetCores:
+    """Have the worker compute on these cores; report `CoresSet`."""
+
+    model: str
+    generation: int
+    cores: tuple[int, ...]
+
+
+Effect = Admit | Refuse | StartWorker | StopWorker | SetCores

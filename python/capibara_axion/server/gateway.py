@@ -1,42 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public HTTP application: admission and errors here, everything about text in the workers.
+"""The public HTTP application: who may do what, which expert answers, and errors in one shape.
 
-A request's bytes go to the model's worker unchanged, and the worker's bytes come back unchanged.
-The gateway looks into a request only to learn which model it is for.
+Everything about text happens in the workers. The gateway looks into a request only to learn which
+model it is for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
-from capibara_axion.server.config import ServerSettings
+from capibara_axion.server.calls import REQUEST_ID_HEADER, Call, read_call, request_id_of
+from capibara_axion.server.completions import Forwarder, WorkerSessions
+from capibara_axion.server.config import ServerConfig
 from capibara_axion.server.errors import ApiError
-from capibara_axion.server.launcher import Worker
+from capibara_axion.server.metrics import Metrics
+from capibara_axion.server.models import ModelState
+from capibara_axion.server.operations import Operations
 from capibara_axion.server.pool import ModelPool
-from capibara_axion.server.worker import STREAM_DEFAULT_HEADER
+from capibara_axion.server.routing import Candidate, Decision, route
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_FRAME_END = b"\n\n"
-# A worker may think for long before its first byte; its death is noticed by the connection.
-_WORKER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
-# Between a worker's connection breaking and its process ending.
-_WORKER_END_S = 5.0
+AUTO = "auto"
+_MODEL_HEADER = "X-Capibara-Model"
+_ROUTE_HEADER = "X-Capibara-Route"
 
+# What anybody may ask, for load balancers and supervisors.
+_OPEN = frozenset({"/health", "/livez", "/readyz"})
+_ADMIN = frozenset({"/models/load", "/models/unload"})
+_COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
-class _WorkerLostError(Exception):
-    """The worker's connection broke before the client had been sent anything."""
+_ID = web.RequestKey("capibara_request_id", str)
 
 
 class Gateway:
@@ -44,18 +47,31 @@ class Gateway:
 
     Args:
         pool: where the models are.
-        settings: limits.
+        config: limits and origins.
         api_key: what clients must send as a bearer token, or None to let everybody in.
+        admin_key: what operators must send to load and unload; None: nobody may.
+        metrics: what is counted.
     """
 
-    def __init__(self, pool: ModelPool, settings: ServerSettings, api_key: str | None) -> None:
-        self.draining = False
+    def __init__(
+        self,
+        pool: ModelPool,
+        config: ServerConfig,
+        api_key: str | None,
+        admin_key: str | None,
+        metrics: Metrics,
+    ) -> None:
+        settings = config.server_config
+        sessions = WorkerSessions()
+        self.operations = Operations(pool, sessions, settings, metrics, api_key is not None)
+        self._metrics = metrics
         self._pool = pool
         self._settings = settings
-        self._api_key = api_key.encode() if api_key is not None else None
-        self._started = time.time()
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._closing: set[asyncio.Future[None]] = set()
+        self._forwarder = Forwarder(pool, sessions, settings, metrics)
+        self._api_key = _bytes(api_key)
+        self._admin_key = _bytes(admin_key)
+        self._created = int(time.time())
+        self._decisions: deque[dict[str, Any]] = deque(maxlen=20)
 
     def application(self, *, stream_by_default: bool) -> web.Application:
         """An application whose completions are streamed, or not, unless the request says."""
@@ -67,137 +83,74 @@ class Gateway:
             client_max_size=self._settings.max_body_bytes,
             middlewares=[_errors_as_json, self._authenticate],
         )
-        app.router.add_post("/v1/chat/completions", completion)
-        app.router.add_post("/v1/completions", completion)
+        app.on_response_prepare.append(_name_the_request)
+        for path in _COMPLETIONS:
+            app.router.add_post(path, completion)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._model)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/stats", self._stats)
+        self.operations.add_to(app)
+        if not stream_by_default:  # once is enough
+            app.cleanup_ctx.append(self.operations.watch_event_loop)
+        if self._settings.cors_origins:
+            _allow_origins(app, self._settings.cors_origins, bool(self._settings.allow_credentials))
         return app
 
-    # Routes
+    async def _completion(
+        self, request: web.Request, stream_by_default: bool
+    ) -> web.StreamResponse:
+        began = time.perf_counter()
+        call = await read_call(request, self._settings, stream_by_default)
+        headers = {}
+        if call.model == AUTO and AUTO not in self._pool.experts:
+            decision = self._route(call)
+            headers = {_MODEL_HEADER: decision.model, _ROUTE_HEADER: decision.header()}
+        else:
+            self.operations.known(call.model)
+        return await self._forwarder.answer(
+            request, call, request_id=request[_ID], began=began, headers=headers
+        )
+
+    def _route(self, call: Call) -> Decision:
+        view = self._pool.view()
+        candidates = [
+            Candidate(
+                name=name,
+                domain=expert.domain,
+                priority=expert.priority,
+                resident=view[name].state is ModelState.READY,
+                max_model_len=expert.max_model_len,
+                busy=view[name].waiting + view[name].running,
+            )
+            for name, expert in self._pool.experts.items()
+        ]
+        began = time.perf_counter()
+        decision = route(call.fields, candidates)
+        took_us = round((time.perf_counter() - began) * 1e6)
+        call.send_to(decision.model)
+        self._metrics.routed(decision.model)
+        routed = self.operations.routed
+        routed["total"] += 1
+        routed["by_model"][decision.model] = routed["by_model"].get(decision.model, 0) + 1
+        self._decisions.append(
+            {"model": decision.model, "reasons": list(decision.reasons), "took_us": took_us}
+        )
+        routed["last"] = list(self._decisions)
+        return decision
 
     async def _models(self, _: web.Request) -> web.Response:
         models = [self._model_card(name) for name in self._pool.experts]
         return web.json_response({"object": "list", "data": models})
 
     async def _model(self, request: web.Request) -> web.Response:
-        return web.json_response(self._model_card(self._known(request.match_info["model"])))
-
-    async def _health(self, _: web.Request) -> web.Response:
-        if self.draining:
-            return web.json_response({"status": "draining"}, status=503)
-        return web.json_response({"status": "ok"})
-
-    async def _stats(self, _: web.Request) -> web.Response:
-        return web.json_response(
-            {
-                "uptime_s": round(time.time() - self._started, 3),
-                "draining": self.draining,
-                "models": self._pool.statistics(),
-            }
-        )
-
-    async def _completion(
-        self, request: web.Request, stream_by_default: bool
-    ) -> web.StreamResponse:
-        body = await self._read_body(request)
-        model = self._known(_model_named_in(body))
-        headers = {
-            "Content-Type": "application/json",
-            STREAM_DEFAULT_HEADER: "1" if stream_by_default else "0",
-        }
-        for attempt in (1, 2):
-            async with self._pool.worker_for(model) as worker:
-                try:
-                    return await self._forward(request, worker, body, headers)
-                except _WorkerLostError:
-                    logger.warning("lost the worker of %s, attempt %d", model, attempt)
-                    await self._pool.wait_until_gone(worker, _WORKER_END_S)
-        message = f"the worker of model {model!r} ended twice while it had this request"
-        raise ApiError(503, message, code="worker_lost", retry_after_s=1)
-
-    # Forwarding
-
-    async def _forward(
-        self, request: web.Request, worker: Worker, body: bytes, headers: dict[str, str]
-    ) -> web.StreamResponse:
-        session = self._session(worker)
-        try:
-            answer = await session.post(f"http://worker{request.path}", data=body, headers=headers)
-        except aiohttp.ClientError as error:
-            raise _WorkerLostError from error
-        async with answer:
-            if answer.content_type == "text/event-stream":
-                return await self._relay_stream(request, answer)
-            try:
-                whole = await answer.read()
-            except aiohttp.ClientError as error:
-                raise _WorkerLostError from error
-            return web.Response(status=answer.status, body=whole, content_type="application/json")
-
-    async def _relay_stream(
-        self, request: web.Request, answer: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-            }
-        )
-        await response.prepare(request)
-        try:
-            async for frames in _whole_frames(answer.content):
-                await response.write(frames)
-        except _WorkerLostError:
-            error = ApiError(503, "the model's worker ended unexpectedly", code="worker_lost")
-            await response.write(error.stream_frames())
-        await response.write_eof()
-        return response
-
-    def _session(self, worker: Worker) -> aiohttp.ClientSession:
-        path = worker.spec.socket_path
-        session = self._sessions.get(path)
-        if session is None:
-            session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path, limit=0),
-                timeout=_WORKER_TIMEOUT,
-                auto_decompress=False,
-                read_bufsize=2**16,
-            )
-            self._sessions[path] = session
-            worker.exited.add_done_callback(lambda _: self._close_session(path))
-        return session
-
-    def _close_session(self, path: str) -> None:
-        closing = asyncio.ensure_future(self._sessions.pop(path).close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    # Requests
-
-    async def _read_body(self, request: web.Request) -> bytes:
-        try:
-            return await asyncio.wait_for(request.read(), self._settings.body_timeout_s)
-        except asyncio.TimeoutError:
-            seconds = self._settings.body_timeout_s
-            message = f"the request's body did not arrive within {seconds:g} s"
-            raise ApiError(408, message, code="request_timeout") from None
-
-    def _known(self, model: str) -> str:
-        if model not in self._pool.experts:
-            known = ", ".join(self._pool.experts)
-            message = f"the model {model[:200]!r} does not exist; this server has: {known}"
-            raise ApiError(404, message, code="model_not_found", param="model")
-        return model
+        name = self.operations.known(request.match_info["model"])
+        return web.json_response(self._model_card(name))
 
     def _model_card(self, name: str) -> dict[str, Any]:
         expert = self._pool.experts[name]
         return {
             "id": name,
             "object": "model",
-            "created": int(self._started),
+            "created": self._created,
             "owned_by": "capibara-axion",
             "domain": expert.domain,
             "description": expert.description,
@@ -206,45 +159,61 @@ class Gateway:
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._api_key is not None and request.path != "/health":
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            given = token.strip().encode("utf-8", "surrogateescape")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._api_key):
-                message = "a valid API key is needed: send it as 'Authorization: Bearer <key>'"
-                raise ApiError(401, message, code="invalid_api_key")
+        if request.path in _ADMIN:
+            self._let_in_operator(request)
+        elif (
+            self._api_key is not None
+            and request.path not in _OPEN
+            and not (_holds(request, self._api_key) or _holds(request, self._admin_key))
+        ):
+            raise _unauthorized("a valid API key is needed")
         return await handler(request)
 
-
-async def _whole_frames(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The stream's bytes, cut only between events, so that an error can follow at any time."""
-    partial = b""
-    try:
-        async for data in content.iter_any():
-            head, end, partial = (partial + data).rpartition(_FRAME_END)
-            if end:
-                yield head + end
-    except aiohttp.ClientError as error:
-        raise _WorkerLostError from error
+    def _let_in_operator(self, request: web.Request) -> None:
+        if self._admin_key is None:
+            message = (
+                "loading and unloading need an admin key, and this server has none: "
+                "start it with CAPIBARA_AXION_ADMIN_KEY set"
+            )
+            raise ApiError(403, message, code="no_admin_key")
+        if not _holds(request, self._admin_key):
+            raise _unauthorized("the admin key is needed")
 
 
-def _model_named_in(body: bytes) -> str:
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
-    if not isinstance(fields, dict):
-        given = type(fields).__name__
-        message = f"the body must be a JSON object, got a {given}"
-        raise ApiError(400, message, code="invalid_json")
-    model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        message = f"'model' must be the name of a model, got {json.dumps(model)[:100]}"
-        raise ApiError(400, message, code="invalid_model", param="model")
-    return model
+def _bytes(key: str | None) -> bytes | None:
+    return None if key is None else key.encode()
+
+
+def _holds(request: web.Request, key: bytes | None) -> bool:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    given = token.strip().encode("utf-8", "surrogateescape")
+    return key is not None and scheme.lower() == "bearer" and hmac.compare_digest(given, key)
+
+
+def _unauthorized(what: str) -> ApiError:
+    message = f"{what}: send it as 'Authorization: Bearer <key>'"
+    return ApiError(401, message, code="invalid_api_key")
+
+
+def _allow_origins(app: web.Application, origins: list[str], credentials: bool) -> None:
+    import aiohttp_cors  # needed by few
+
+    options = aiohttp_cors.ResourceOptions(
+        allow_credentials=credentials, expose_headers="*", allow_headers="*"
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route_ in list(app.router.routes()):
+        cors.add(route_)
+
+
+async def _name_the_request(request: web.Request, response: web.StreamResponse) -> None:
+    if _ID in request:
+        response.headers[REQUEST_ID_HEADER] = request[_ID]
 
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[_ID] = request_id_of(request)
     try:
         return await handler(request)
     except ApiError as error:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts worker processes from a forkserver that has the heavy modules imported already.
 
-A worker is any function `target(spec, status)` that serves HTTP on `spec.socket_path`. It reports
-once through `status` (see `report_ready` and `report_failure`) and runs until it gets SIGTERM.
-Tests start a small stand-in through the same class.
+A worker is any function `target(spec, connection)` that serves HTTP on `spec.socket_path`, speaks
+the protocol of `control` over the connection, and runs until it gets SIGTERM. Tests start a small
+stand-in through the same class.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ from typing import Any
 
 from capibara_axion.server import processes
 from capibara_axion.server.config import ExpertConfig
+from capibara_axion.server.control import Beat, Channel, Cores, Failed, Message, Phase, Ready
+from capibara_axion.server.logs import LogFormat
 
 logger = logging.getLogger(__name__)
 
@@ -35,47 +37,69 @@ class WorkerSpec:
     Attributes:
         expert: the model to load.
         socket_path: where to listen; in a directory that only this user may enter.
-        cpus: the cores that the engine computes on, one thread on each.
+        cpus: the cores that the engine computes on at first, one thread on each.
         log_level: "debug", "info", "warning" or "error".
+        log_format: "text" or "json".
+        allowed_media_domains: hosts that http(s) URLs of images may name; without any, images come
+            as data: URLs only.
+        max_images: in one request.
+        max_image_bytes: of one image, as a file.
     """
 
     expert: ExpertConfig
     socket_path: str
     cpus: tuple[int, ...]
     log_level: str
+    log_format: LogFormat = "text"
+    allowed_media_domains: tuple[str, ...] = ()
+    max_images: int = 16
+    max_image_bytes: int = 20 * 1024 * 1024
 
 
 WorkerMain = Callable[[WorkerSpec, Connection], None]
 
 
 class WorkerError(Exception):
-    """A worker could not be started; the message is fit for an API client."""
+    """A worker could not be started or is gone; the message is fit for an API client.
 
+    Attributes:
+        crashed: it ended without saying why, so that trying again may help.
+    """
 
-def report_ready(status: Connection, details: Mapping[str, Any]) -> None:
-    """Tell the gateway, from the worker, that its socket accepts requests."""
-    status.send_bytes(json.dumps({"ready": True, "details": dict(details)}).encode())
-
-
-def report_failure(status: Connection, reason: str) -> None:
-    """Tell the gateway, from the worker, why it cannot serve."""
-    status.send_bytes(json.dumps({"ready": False, "reason": reason}).encode())
+    def __init__(self, message: str, *, crashed: bool = False) -> None:
+        super().__init__(message)
+        self.crashed = crashed
 
 
 class Worker:
-    """A started worker process, as the gateway sees it."""
+    """A started worker process, as the gateway sees it. Create it inside the event loop.
 
-    def __init__(self, process: ForkServerProcess, status: Connection, spec: WorkerSpec) -> None:
+    Attributes:
+        pid: of the process, which also is its process group once it runs.
+        spec: what it was told.
+        exited: its exit code, once it has ended.
+        phase: how far its load has come; "ready" after it.
+        beat: the last one, and `beat_at`, in the event loop's time, when it came.
+        on_phase, on_beat: called with each new one.
+    """
+
+    def __init__(self, process: ForkServerProcess, channel: Channel, spec: WorkerSpec) -> None:
         loop = asyncio.get_running_loop()
         assert process.pid is not None
         self.pid: int = process.pid
         self.spec = spec
         self.exited: asyncio.Future[int] = loop.create_future()
+        self.phase = "starting the process"
+        self.beat: Beat | None = None
+        self.beat_at = loop.time()
+        self.on_phase: Callable[[str], None] | None = None
+        self.on_beat: Callable[[Beat], None] | None = None
         self._process = process
-        self._report: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._status = status
+        self._channel = channel
+        self._report: asyncio.Future[Ready | Failed] = loop.create_future()
+        self._cores_asked: deque[asyncio.Future[None]] = deque()
         loop.add_reader(process.sentinel, self._on_exit)
-        loop.add_reader(status.fileno(), self._on_report)
+        loop.add_reader(channel.fileno(), self._on_message)
 
     async def ready(self) -> dict[str, Any]:
         """Wait until the worker serves; return the details that it reports.
@@ -83,21 +107,37 @@ class Worker:
         Raises:
             WorkerError: it reported a failure or exited.
         """
-        await asyncio.wait((self._report, self.exited), return_when=asyncio.FIRST_COMPLETED)
-        if not self._report.done():
-            raise WorkerError(f"the worker process ended with code {self.exited.result()}")
-        report = self._report.result()
-        if not report["ready"]:
-            raise WorkerError(report["reason"])
-        details: dict[str, Any] = report["details"]
-        return details
+        await self._reply_or_exit(self._report)
+        match self._report.result():
+            case Failed(reason):
+                raise WorkerError(reason)
+            case Ready(details):
+                return details
 
-    async def stop(self, grace_s: float) -> None:
-        """Ask the worker to end, and end it with its children if it has not after `grace_s`."""
+    async def set_cores(self, cpus: Sequence[int]) -> None:
+        """Have the engine compute on these cores; returns once it does, after a step at the latest.
+
+        A worker that is loading answers when it has loaded.
+
+        Args:
+            cpus: at least as many as the model has ranks.
+
+        Raises:
+            ValueError: too few cores.
+            WorkerError: the worker is gone, or has been stopped for long.
+        """
+        ranks = self.spec.expert.ranks
+        if len(cpus) < ranks:
+            raise ValueError(f"cpus: expected {ranks} or more, got {list(cpus)}")
+        if self.exited.done() or not self._channel.send(Cores(tuple(cpus))):
+            raise WorkerError("the worker process takes no messages", crashed=True)
+        reply = asyncio.get_running_loop().create_future()
+        self._cores_asked.append(reply)
+        await self._reply_or_exit(reply)
+
+    def terminate(self) -> None:
+        """Ask the worker to end."""
         self._signal(signal.SIGTERM)
-        await asyncio.wait((self.exited,), timeout=grace_s)
-        self.kill()
-        await self.exited
 
     def kill(self) -> None:
         """End the worker and all processes it started, now."""
@@ -110,18 +150,49 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
 
-    def _on_report(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._status.fileno())
-        with contextlib.suppress(EOFError):  # it exited without a word: `exited` tells
-            self._report.set_result(json.loads(self._status.recv_bytes()))
-        self._status.close()
+    async def _reply_or_exit(self, reply: asyncio.Future[Any]) -> None:
+        await asyncio.wait((reply, self.exited), return_when=asyncio.FIRST_COMPLETED)
+        if not reply.done():
+            code = self.exited.result()
+            raise WorkerError(f"the worker process ended with code {code}", crashed=True)
+
+    def _on_message(self) -> None:
+        try:
+            self._handle(self._channel.receive())
+        except EOFError:  # `exited` follows
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Phase(phase):
+                self._enter(phase)
+            case Ready() | Failed():
+                self._report.set_result(message)
+                self._enter("ready" if isinstance(message, Ready) else "failed")
+            case Beat():
+                self.beat, self.beat_at = message, asyncio.get_running_loop().time()
+                if self.on_beat is not None:
+                    self.on_beat(message)
+            case Cores():
+                reply = self._cores_asked.popleft()
+                if not reply.done():  # else its asker has gone
+                    reply.set_result(None)
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        if self.on_phase is not None:
+            self.on_phase(phase)
 
     def _on_exit(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._process.sentinel)
+        while self._channel.pending():  # what it said last may tell why it ended
+            self._on_message()
+        if not self._channel.closed:
+            loop.remove_reader(self._channel.fileno())
+            self._channel.close()
         code = self._process.exitcode
-        with contextlib.suppress(OSError):
-            loop.remove_reader(self._status.fileno())
         self._process.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.spec.socket_path)
@@ -163,19 +234,20 @@ class Launcher:
         Raises:
             WorkerError: no process could be started.
         """
-        receiver, sender = self._context.Pipe(duplex=False)
+        ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=self._target, args=(spec, sender), name=f"worker-{spec.expert.expert_id}"
+            target=self._target, args=(spec, theirs), name=f"worker-{spec.expert.expert_id}"
         )
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._executor, self._start, process)
         except Exception as error:
-            receiver.close()
-            raise WorkerError(f"no worker process could be started: {error!r}") from error
+            ours.close()
+            message = f"no worker process could be started: {error!r}"
+            raise WorkerError(message, crashed=True) from error
         finally:
-            sender.close()
-        return Worker(process, receiver, spec)
+            theirs.close()
+        return Worker(process, Channel(ours), spec)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

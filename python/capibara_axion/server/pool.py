@@ -9,11 +9,12 @@ belongs to the pool: it goes on when the client that caused it leaves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,38 +23,40 @@ from typing import Any
 from capibara_axion.server import events
 from capibara_axion.server.config import ExpertConfig, ServerConfig
 from capibara_axion.server.errors import ApiError
+from capibara_axion.server.hang import HangDetector
 from capibara_axion.server.launcher import Launcher, Worker, WorkerError, WorkerSpec
-from capibara_axion.server.scheduler import Policy, Scheduler
+from capibara_axion.server.ledger import MemoryLedger
+from capibara_axion.server.metrics import Metrics
+from capibara_axion.server.models import ModelState, ModelView
+from capibara_axion.server.news import News
+from capibara_axion.server.policy import ModelSettings, Policy
+from capibara_axion.server.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-_STOP_GRACE_S = 10.0
+# How often a worker is looked at; its beats come as often.
+_WATCH_S = 0.5
+# The watcher itself was held up: nothing can be said about workers.
+_HELD_UP_S = 2.0
+
+_STATUS_OF = {"too_many_requests": 429, "deadline_exceeded": 408, "model_removed": 404}
 
 
-@dataclass(frozen=True)
-class CorePlan:
-    """Cores in equal groups, one engine to a group as long as there are groups.
+@dataclass
+class Turn:
+    """A request's permission to use a worker.
 
-    Engines whose threads share cores slow each other down many times over, so an engine gets
-    `cores / max_loaded` of them even while it is alone. With more engines than cores they share.
+    Attributes:
+        worker: where to send it.
+        queue_s: how long it waited in all.
+        load_s: how much of that the model was loading.
+        served: to be set once the worker has answered.
     """
 
-    cpus: tuple[int, ...]
-    threads: int
-
-    @classmethod
-    def divide(cls, cpus: Sequence[int], engines: int) -> CorePlan:
-        return cls(tuple(cpus), max(1, len(cpus) // engines))
-
-    @property
-    def slots(self) -> int:
-        return len(self.cpus) // self.threads
-
-    def cores_of(self, slot: int, threads: int) -> tuple[int, ...]:
-        """The cores of a slot; if it has fewer than `threads`, the following ones as well."""
-        first = slot * self.threads
-        wanted = min(threads, len(self.cpus))
-        return tuple(self.cpus[(first + i) % len(self.cpus)] for i in range(wanted))
+    worker: Worker
+    queue_s: float
+    load_s: float
+    served: bool = False
 
 
 @dataclass
@@ -64,7 +67,50 @@ class _Counters:
     worker_exits: int = 0
     requests: int = 0
     last_load_s: float | None = None
+    load_began: float = 0.0
+    load_ended: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Life:
+    """A worker that was asked for: told to stop before it exists, it is killed when it does."""
+
+    generation: int
+    worker: Worker | None = None
+    stopping: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+def settings_of(expert: ExpertConfig, config: ServerConfig, size: int) -> ModelSettings:
+    """What the scheduler is told of an expert of the configuration."""
+    return ModelSettings(
+        size=size,
+        priority=expert.priority,
+        pinned=expert.pinned or not config.lazy_loading.enabled,
+        keep_alive_s=expert.keep_alive_s,
+        max_requests=expert.max_requests or config.server_config.max_requests_per_model,
+        least_cores=expert.ranks,
+        most_cores=expert.threads,
+    )
+
+
+def policy_of(config: ServerConfig, cores: int) -> Policy:
+    """The scheduler's limits as the configuration has them."""
+    settings, lazy = config.server_config, config.lazy_loading
+    return Policy(
+        max_loaded=min(lazy.max_loaded_experts, len(config.experts)),
+        max_requests=settings.max_requests,
+        cores=cores,
+        warm_models=min(lazy.warmup_pool_size, lazy.max_loaded_experts),
+        warm_refill_s=lazy.warm_refill_after_s,
+        idle_unload_s=lazy.auto_unload_after_s,
+        load_timeout_s=settings.load_timeout_s,
+        queue_timeout_s=settings.queue_timeout_s,
+        max_wait_s=settings.max_wait_s,
+        backoff_s=settings.restart_backoff_s,
+        backoff_max_s=settings.restart_backoff_max_s,
+    )
 
 
 class ModelPool:
@@ -75,26 +121,27 @@ class ModelPool:
         launcher: starts the workers.
         runtime_dir: a private directory for their sockets.
         log_level: handed to the workers.
+        memory: knows how much memory models take, and how much there is.
+        metrics: where loads and ends of workers are counted.
     """
 
     def __init__(
-        self, config: ServerConfig, launcher: Launcher, runtime_dir: Path, log_level: str
+        self,
+        config: ServerConfig,
+        launcher: Launcher,
+        runtime_dir: Path,
+        log_level: str,
+        memory: MemoryLedger,
+        metrics: Metrics,
     ) -> None:
-        settings, lazy = config.server_config, config.lazy_loading
-        max_loaded = min(lazy.max_loaded_experts, len(config.experts))
         self.experts: dict[str, ExpertConfig] = {e.expert_id: e for e in config.experts}
-        self._cores = CorePlan.divide(_available_cpus(), max_loaded)
+        self.news = News()
+        self._config = config
+        self.cpus = _available_cpus()
+        self._memory = memory
+        self._metrics = metrics
         self._scheduler = Scheduler(
-            self.experts,
-            Policy(
-                max_loaded=max_loaded,
-                max_requests=settings.max_requests,
-                idle_unload_s=lazy.auto_unload_after_s,
-                load_timeout_s=settings.load_timeout_s,
-                queue_timeout_s=settings.queue_timeout_s,
-                retry_after_s=settings.load_retry_after_s,
-                core_slots=self._cores.slots,
-            ),
+            self._settings(config), policy_of(config, len(self.cpus)), memory.budget()
         )
         self._launcher = launcher
         self._runtime_dir = runtime_dir
@@ -102,37 +149,91 @@ class ModelPool:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._request_ids = itertools.count(1)
+        self._socket_ids = itertools.count(1)
         self._turns: dict[int, asyncio.Future[Worker]] = {}
-        self._workers: dict[str, Worker] = {}
-        self._lives: dict[Worker, asyncio.Task[None]] = {}
-        self._stops: dict[str, asyncio.Event] = {}
+        self._lives: dict[str, _Life] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {name: _Counters() for name in self.experts}
+        self._states: dict[str, str] = {}
+        self._memory_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load the models that are kept loaded, and to watch memory."""
+        self._handle(events.Tick())
+        self._memory_task = self._loop.create_task(self._watch_memory())
 
     @asynccontextmanager
-    async def worker_for(self, model: str) -> AsyncIterator[Worker]:
+    async def turn(
+        self,
+        model: str,
+        *,
+        deadline_s: float | None = None,
+        keep_alive_s: float | None = None,
+        replay: bool = False,
+    ) -> AsyncIterator[Turn]:
         """Wait until the model is loaded and the request may run; hold the model meanwhile.
 
+        Args:
+            model: name of an expert.
+            deadline_s: seconds until its client gives up, or None.
+            keep_alive_s: seconds that the model stays loaded after it; None: as configured.
+            replay: it had a turn before, and lost its worker.
+
         Raises:
-            ApiError: 429 or 503 when the request cannot be served now.
+            ApiError: 404, 408, 429 or 503 when the request cannot be served now.
             KeyError: there is no such model.
         """
-        request = next(self._request_ids)
-        turn: asyncio.Future[Worker] = self._loop.create_future()
-        turn.add_done_callback(_mark_seen)
-        self._turns[request] = turn
-        self._counters[model].requests += 1
+        request, arrived = next(self._request_ids), self._loop.time()
+        future: asyncio.Future[Worker] = self._loop.create_future()
+        future.add_done_callback(_mark_seen)
+        self._turns[request] = future
+        counters = self._counters[model]
+        counters.requests += not replay
+        deadline = None if deadline_s is None else arrived + deadline_s
+        turn: Turn | None = None
         try:
-            self._handle(events.RequestArrived(request, model))
-            yield await turn
+            self._handle(
+                events.RequestArrived(request, model, deadline, keep_alive_s, replay),
+            )
+            worker = await future
+            now = self._loop.time()
+            began, ended = counters.load_began, min(now, counters.load_ended)
+            turn = Turn(worker, now - arrived, max(0.0, ended - max(arrived, began)))
+            yield turn
         finally:
             del self._turns[request]
-            self._handle(events.RequestEnded(request))
+            self._handle(events.RequestEnded(request, turn is not None and turn.served))
 
     async def wait_until_gone(self, worker: Worker, timeout_s: float) -> None:
         """Wait until a worker's end has been dealt with, so that it is not handed out again."""
-        if (life := self._lives.get(worker)) is not None:
-            await asyncio.wait((life,), timeout=timeout_s)
+        for life in self._lives.values():
+            if life.worker is worker and life.task is not None:
+                await asyncio.wait((life.task,), timeout=timeout_s)
+                return
+
+    def unload(self, model: str) -> None:
+        """Unload a model once its running requests have ended.
+
+        Raises:
+            KeyError: there is no such model.
+        """
+        self._handle(events.UnloadRequested(model))
+
+    def reconfigure(self, config: ServerConfig, reload: frozenset[str]) -> None:
+        """Go on with another configuration.
+
+        Args:
+            config: all of it.
+            reload: experts whose loaded engines are out of date.
+        """
+        self._config = config
+        self.experts = {e.expert_id: e for e in config.experts}
+        for name in self.experts:
+            self._counters.setdefault(name, _Counters())
+        policy = policy_of(config, len(self.cpus))
+        self._memory.reconfigure(config)
+        self._handle(events.Reconfigured(self._settings(config), reload, policy))
+        self._handle(events.BudgetKnown(self._memory.budget()))
 
     async def shut_down(self, drain_s: float) -> None:
         """Admit nothing more, let running requests end for up to `drain_s`, stop all workers."""
@@ -142,11 +243,68 @@ class ModelPool:
         except asyncio.TimeoutError:
             logger.warning("stopping with requests still running after %g s", drain_s)
         finally:
+            for life in self._lives.values():
+                life.stopping = True
+                if life.worker is not None:
+                    life.worker.kill()
+            await self._all_tasks_done()
             if self._timer is not None:
                 self._timer.cancel()
-            for worker in self._workers.values():
-                worker.kill()
-            await self._all_tasks_done()
+            if self._memory_task is not None:
+                self._memory_task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._memory_task
+
+    def probe(self) -> None:
+        """Have the scheduler move: raises if its state is broken."""
+        self._handle(events.Tick())
+
+    def view(self) -> Mapping[str, ModelView]:
+        """The scheduler's view of all models."""
+        return self._scheduler.view()
+
+    def state_of(self, model: str) -> str:
+        return self._scheduler.view()[model].state.value
+
+    def worker_of(self, model: str) -> Worker | None:
+        """The worker of a model that is ready, if it is."""
+        life = self._lives.get(model)
+        ready = self._scheduler.view()[model].state is ModelState.READY
+        return life.worker if life is not None and ready else None
+
+    def load_progress(self, model: str) -> dict[str, Any]:
+        """How far a load is: what is being done, for how long, and, by memory, which part of it."""
+        life = self._lives.get(model)
+        worker = life.worker if life is not None else None
+        view = self._scheduler.view()[model]
+        fraction = None
+        if worker is not None and view.state is ModelState.LOADING and view.size:
+            fraction = round(min(0.99, self._memory.present(worker.pid) / view.size), 2)
+        return {
+            "model": model,
+            "state": view.state.value,
+            "phase": worker.phase if worker is not None else None,
+            "elapsed_s": round(self._loop.time() - view.since, 1),
+            "fraction": fraction,
+        }
+
+    def memory(self) -> dict[str, int]:
+        """The budget and what is taken of it, in bytes."""
+        return self._memory.totals()
+
+    def report(self, metrics: Metrics) -> None:
+        """Bring the gauges up to date."""
+        now = self._loop.time()
+        for name, view in self._scheduler.view().items():
+            account = self._memory.account(name)
+            metrics.set_state(name, view.state.value)
+            metrics.set_queue_age(name, 0.0 if view.oldest_wait is None else now - view.oldest_wait)
+            metrics.set_leased_cores(name, len(view.cores))
+            metrics.set_memory(
+                name,
+                pss=account["measured_bytes"] or 0,
+                predicted=account["predicted_bytes"],
+            )
 
     def statistics(self) -> dict[str, Any]:
         """Per model: state, requests waiting and running, loads, unloads by cause, process."""
@@ -154,14 +312,15 @@ class ModelPool:
         models = {}
         for name, view in self._scheduler.view().items():
             counters = self._counters[name]
-            worker = self._workers.get(name)
-            slot = view.core_slot
-            threads = self._threads(self.experts[name])
+            life = self._lives.get(name)
+            worker = life.worker if life else None
+            oldest = None if view.oldest_wait is None else round(now - view.oldest_wait, 3)
             models[name] = {
                 "state": view.state.value,
                 "state_age_s": round(now - view.since, 3) if view.since else None,
                 "waiting": view.waiting,
                 "running": view.running,
+                "oldest_wait_s": oldest,
                 "requests_total": counters.requests,
                 "loads_total": counters.loads,
                 "load_failures_total": counters.load_failures,
@@ -169,15 +328,14 @@ class ModelPool:
                 "worker_exits_total": counters.worker_exits,
                 "last_load_s": counters.last_load_s,
                 "pid": worker.pid if worker else None,
-                "cpus": None if slot is None else list(self._cores.cores_of(slot, threads)),
+                "cpus": [self.cpus[core] for core in view.cores],
+                "warm": view.warm,
+                "retiring": view.retiring or None,
+                "memory": self._memory.account(name),
                 "engine": counters.details if worker else None,
                 "failure": view.failure or None,
             }
         return models
-
-    def state_of(self, model: str) -> str:
-        state: str = self._scheduler.view()[model].state.value
-        return state
 
     # Effects
 
@@ -185,107 +343,178 @@ class ModelPool:
         for effect in self._scheduler.handle(event, self._loop.time()):
             match effect:
                 case events.Admit(request, model):
-                    self._settle(request, self._workers[model])
+                    worker = self._lives[model].worker
+                    assert worker is not None
+                    self._settle(request, worker)
                 case events.Refuse(request, reason, code, retry_after_s):
-                    status = 429 if code == "too_many_requests" else 503
+                    status = _STATUS_OF.get(code, 503)
                     error = ApiError(status, reason, code=code, retry_after_s=retry_after_s)
                     self._settle(request, error)
-                case events.StartWorker(model, generation, core_slot):
-                    self._stops[model] = asyncio.Event()
-                    self._spawn(self._run_worker(model, generation, core_slot))
+                case events.StartWorker(model, generation, cores, cause):
+                    logger.info("loading %s (%s)", model, cause)
+                    life = self._lives[model] = _Life(generation)
+                    counters = self._counters[model]
+                    counters.load_began, counters.load_ended = self._loop.time(), float("inf")
+                    life.task = self._spawn(self._run_worker(model, life, cores))
                 case events.StopWorker(model, _, cause, force):
-                    self._counters[model].unloads[cause] += 1
-                    logger.info("unloading %s (%s)", model, cause)
-                    self._stops[model].set()
-                    if force and model in self._workers:
-                        self._workers[model].kill()
+                    self._stop(model, cause, force)
+                case events.SetCores(model, _, cores):
+                    self._spawn(self._set_cores(model, self._lives[model], cores))
         self._set_timer()
+        self._tell_changes()
+
+    def _stop(self, model: str, cause: str, force: bool) -> None:
+        life = self._lives[model]
+        if not life.stopping:
+            self._counters[model].unloads[cause] += 1
+            self._metrics.evicted(model, cause)
+        logger.info("unloading %s (%s)", model, cause)
+        self.news.tell("unloading", model=model, cause=cause)
+        life.stopping = True
+        if life.worker is not None:
+            (life.worker.kill if force else life.worker.terminate)()
 
     def _settle(self, request: int, outcome: Worker | ApiError) -> None:
-        turn = self._turns[request]
-        if turn.done():  # its client left; RequestEnded follows
+        future = self._turns.get(request)
+        if future is None or future.done():  # its client left; RequestEnded follows
             return
         if isinstance(outcome, ApiError):
-            turn.set_exception(outcome)
+            future.set_exception(outcome)
         else:
-            turn.set_result(outcome)
+            future.set_result(outcome)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        deadline = self._scheduler.next_deadline()
+        deadline = self._scheduler.next_deadline(self._loop.time())
         self._timer = (
             None if deadline is None else self._loop.call_at(deadline, self._handle, events.Tick())
         )
 
-    async def _run_worker(self, model: str, generation: int, core_slot: int) -> None:
-        """The life of one worker: load, then serve until told to stop or gone."""
-        stop, counters = self._stops[model], self._counters[model]
+    def _tell_changes(self) -> None:
+        for name, view in self._scheduler.view().items():
+            if self._states.get(name, "unloaded") != view.state.value:
+                self._states[name] = view.state.value
+                failure = {"failure": view.failure} if view.failure else {}
+                self.news.tell("state", model=name, state=view.state.value, **failure)
+
+    # Tasks
+
+    async def _run_worker(self, model: str, life: _Life, cores: Sequence[int]) -> None:
+        """The life of one worker: load, then serve until it ends, told to or not."""
+        counters = self._counters[model]
         try:
-            worker = await self._load(model, self._spec(model, generation, core_slot), stop)
+            worker = await self._load(model, life, self._spec(model, cores))
         except WorkerError as error:
-            if not stop.is_set():
+            counters.load_ended = self._loop.time()
+            took = counters.load_ended - counters.load_began
+            self._metrics.load_ended(model, "cancelled" if life.stopping else "failed", took)
+            if not life.stopping:
                 counters.load_failures += 1
                 logger.error("loading %s failed: %s", model, error)
             reason = f"model {model!r} could not be loaded: {error}"
-            self._handle(events.LoadFailed(model, generation, reason))
+            self._forget(model, life)
+            self._handle(events.LoadFailed(model, life.generation, reason, error.crashed))
             return
-        self._handle(events.LoadSucceeded(model, generation))
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((worker.exited, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set():
-            await worker.stop(_STOP_GRACE_S)
-        else:
-            stopped.cancel()
+        self._handle(events.LoadSucceeded(model, life.generation))
+        await self._watch(model, life, worker)
+        code = worker.exited.result()
+        if not life.stopping:
             counters.worker_exits += 1
-            code = worker.exited.result()
             logger.error("the worker of %s ended by itself with code %d", model, code)
-        self._forget(model, worker)
-        self._handle(events.WorkerExited(model, generation))
+            self._metrics.engine_restarted(model, "exit")
+            self.news.tell("worker ended", model=model, code=code)
+        self._forget(model, life)
+        self._handle(events.WorkerExited(model, life.generation))
 
-    async def _load(self, model: str, spec: WorkerSpec, stop: asyncio.Event) -> Worker:
-        began = self._loop.time()
-        logger.info("loading %s", model)
-        worker = await self._launcher.launch(spec)
-        self._workers[model] = worker
-        task = asyncio.current_task()
-        assert task is not None
-        self._lives[worker] = task
-        if stop.is_set():  # before there was a process to kill
-            worker.kill()
+    async def _load(self, model: str, life: _Life, spec: WorkerSpec) -> Worker:
         counters = self._counters[model]
+        began = counters.load_began
+        worker = await self._launcher.launch(spec)
+        life.worker = worker
+        worker.on_phase = lambda phase: self.news.tell("loading", model=model, phase=phase)
+        if life.stopping:  # before there was a process to kill
+            worker.kill()
         try:
             counters.details = await worker.ready()
         except WorkerError:
             worker.kill()
             await worker.exited
-            self._forget(model, worker)
             raise
         counters.loads += 1
-        counters.last_load_s = round(self._loop.time() - began, 3)
+        counters.load_ended = self._loop.time()
+        counters.last_load_s = round(counters.load_ended - began, 3)
+        self._metrics.load_ended(model, "loaded", counters.last_load_s)
         logger.info("loaded %s in %.2f s", model, counters.last_load_s)
+        self.news.tell("loaded", model=model, seconds=counters.last_load_s)
         return worker
 
-    def _forget(self, model: str, worker: Worker) -> None:
-        del self._workers[model], self._lives[worker]
+    async def _watch(self, model: str, life: _Life, worker: Worker) -> None:
+        patience = self._config.server_config.hang_timeout_s
+        looked = self._loop.time()
+        detector = HangDetector(patience, looked)
+        worker.on_beat = lambda beat: detector.beat(beat, self._loop.time())
+        while not worker.exited.done():
+            await asyncio.wait((worker.exited,), timeout=_WATCH_S)
+            now = self._loop.time()
+            if now - looked > _WATCH_S + _HELD_UP_S:
+                detector.pardon(now)
+            looked = now
+            if not life.stopping and (why := detector.verdict(now)) is not None:
+                logger.error("the worker of %s hangs: %s", model, why)
+                self._metrics.engine_restarted(model, "hang")
+                self.news.tell("hung", model=model, why=why)
+                self._handle(events.WorkerHung(model, life.generation))
 
-    def _spec(self, model: str, generation: int, core_slot: int) -> WorkerSpec:
-        expert = self.experts[model]
-        index = list(self.experts).index(model)
+    async def _set_cores(self, model: str, life: _Life, cores: Sequence[int]) -> None:
+        assert life.worker is not None
+        try:
+            await life.worker.set_cores([self.cpus[core] for core in cores])
+        except WorkerError as error:  # it ended; whoever waits for its cores need not wait longer
+            logger.debug("cores of %s: %s", model, error)
+        self._handle(events.CoresSet(model, life.generation))
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(self._memory.interval_s)
+            pids = {
+                name: life.worker.pid
+                for name, life in self._lives.items()
+                if life.worker is not None and self._states.get(name) == "ready"
+            }
+            await asyncio.to_thread(self._memory.measure, pids)
+            for name in self.experts:
+                self._handle(events.MemoryKnown(name, self._memory.size(name)))
+            self._handle(events.BudgetKnown(self._memory.budget()))
+
+    def _forget(self, model: str, life: _Life) -> None:
+        if self._lives.get(model) is life:
+            del self._lives[model]
+
+    def _settings(self, config: ServerConfig) -> dict[str, ModelSettings]:
+        return {
+            expert.expert_id: settings_of(expert, config, self._memory.size(expert.expert_id))
+            for expert in config.experts
+        }
+
+    def _spec(self, model: str, cores: Sequence[int]) -> WorkerSpec:
+        settings = self._config.server_config
         return WorkerSpec(
-            expert=expert,
-            socket_path=str(self._runtime_dir / f"{index}.{generation}.sock"),
-            cpus=self._cores.cores_of(core_slot, self._threads(expert)),
+            expert=self.experts[model],
+            socket_path=str(self._runtime_dir / f"{next(self._socket_ids)}.sock"),
+            cpus=tuple(self.cpus[core] for core in cores),
             log_level=self._log_level,
+            log_format=settings.log_format,
+            allowed_media_domains=tuple(settings.allowed_media_domains),
+            max_images=settings.max_images,
+            max_image_bytes=settings.max_image_bytes,
         )
 
-    def _threads(self, expert: ExpertConfig) -> int:
-        return expert.threads or max(self._cores.threads, expert.ranks)
-
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -297,10 +526,10 @@ class ModelPool:
             await asyncio.wait(set(self._tasks))
 
 
-def _mark_seen(turn: asyncio.Future[Worker]) -> None:
+def _mark_seen(future: asyncio.Future[Worker]) -> None:
     # A refusal may come while the client is leaving; then nobody awaits it, and asyncio complains.
-    if not turn.cancelled():
-        turn.exception()
+    if not future.cancelled():
+        future.exception()
 
 
 def _available_cpus() -> list[int]:

@@ -19,9 +19,9 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("vllm").setLevel(logging.ERROR)
 
 try:
-    from capibara_axion.server import openai_adapter, worker  # noqa: F401
+    from capibara_axion.server import engine_process, openai_adapter, worker  # noqa: F401
 
-    openai_adapter.preload()
+    engine_process.preload()
 except Exception:
     logging.getLogger(__name__).exception("vLLM could not be preloaded; loading will be slow")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import shutil
@@ -13,8 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 _PR_SET_PDEATHSIG = 1
-_RUNTIME_PREFIX = "capibara-axion-"
+_PREFIX = "capibara-axion-"
+_FRESH = "new-"
+_LOCK = "lock"
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
@@ -39,16 +44,47 @@ def kill_group(pgid: int, sig: signal.Signals = signal.SIGKILL) -> None:
 
 
 def make_runtime_dir() -> Path:
-    """A private directory (mode 0700) for sockets, named after this process.
+    """A private directory (mode 0700) for sockets and temporary files; once for a process.
 
-    Directories left by processes that were killed are removed first.
+    What servers that were killed have left behind is cleared first: their directories, and
+    processes of theirs that live on, known by the TMPDIR that they were started with.
     """
     base = Path(tempfile.gettempdir())
-    for stale in base.glob(f"{_RUNTIME_PREFIX}*"):
-        pid = stale.name.removeprefix(_RUNTIME_PREFIX).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)  # fails, rightly, on another user's
-    return Path(tempfile.mkdtemp(prefix=f"{_RUNTIME_PREFIX}{os.getpid()}-"))
+    _sweep(base)
+    # It gets its own name once it is locked: what is not locked is taken for left behind.
+    fresh = Path(tempfile.mkdtemp(prefix=f"{_FRESH}{_PREFIX}{os.getpid()}-"))
+    lock = os.open(fresh / _LOCK, os.O_CREAT | os.O_WRONLY, 0o600)  # open as long as we live
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return fresh.rename(base / fresh.name.removeprefix(_FRESH))
+
+
+def _sweep(base: Path) -> None:
+    stale = [path for path in base.glob(f"{_PREFIX}*") if _is_abandoned(path)]
+    if not stale:
+        return
+    marks = {os.fspath(path) for path in stale}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            # psutil sees to it that the number is still this process's when it kills.
+            if process.environ().get("TMPDIR") in marks and process.pid != os.getpid():
+                process.kill()
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether it is ours to clear: this user's, and nobody holds its lock any more."""
+    try:
+        lock = os.open(path / _LOCK, os.O_WRONLY)
+    except OSError:  # somebody else's, or none of these directories
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def log_to_stderr(level: str) -> None:
@@ -61,13 +97,3 @@ def log_to_stderr(level: str) -> None:
     package.handlers[:] = [handler]
     package.setLevel(level.upper())
     package.propagate = False
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

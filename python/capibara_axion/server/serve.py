@@ -17,10 +17,16 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
-from capibara_axion.server import processes
-from capibara_axion.server.config import ServerConfig, ineffective_keys
+from capibara_axion.server import logs, processes
+from capibara_axion.server.config import ServerConfig
+from capibara_axion.server.config_changes import changes
+from capibara_axion.server.config_file import ConfigError, load_config
+from capibara_axion.server.config_report import remarks, remarks_text
 from capibara_axion.server.gateway import Gateway
 from capibara_axion.server.launcher import Launcher
+from capibara_axion.server.ledger import MemoryLedger
+from capibara_axion.server.metrics import Metrics
+from capibara_axion.server.models import ModelState
 from capibara_axion.server.pool import ModelPool
 from capibara_axion.server.worker import worker_main
 
@@ -36,17 +42,19 @@ class Listen:
         port: for whole answers by default; 0 takes a free one.
         stream_port: for streamed answers by default; 0 takes a free one.
         api_key: the bearer token that clients must send, or None.
+        admin_key: the bearer token for loading and unloading; None: nobody may.
     """
 
     host: str
     port: int
     stream_port: int
     api_key: str | None
+    admin_key: str | None = None
 
     def check(self) -> None:
         """Raises: ValueError: a public address without an API key, or one port for both."""
-        if self.api_key == "":
-            raise ValueError("the API key must not be empty")
+        if "" in (self.api_key, self.admin_key):
+            raise ValueError("a key must not be empty")
         if self.api_key is None and not _is_loopback(self.host):
             raise ValueError(
                 f"refusing to listen on {self.host!r} without an API key, since others could "
@@ -72,6 +80,7 @@ def worker_environment(
     local = all(Path(expert.model_path).is_absolute() for expert in config.experts)
     return {
         "CAPIBARA_AXION_API_KEY": None,  # only the gateway needs to know
+        "CAPIBARA_AXION_ADMIN_KEY": None,
         "CAPIBARA_AXION_NUM_THREADS": None,  # each engine is given its threads
         # vLLM's CPU platform takes the in-process executor only with this at 0; `AsyncLLM` gives
         # the engine a process of its own either way.
@@ -98,11 +107,19 @@ def worker_environment(
     }
 
 
-async def serve(config: ServerConfig, listen: Listen, log_level: str) -> None:
+async def serve(config: ServerConfig, path: Path, listen: Listen, log_level: str) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
+    SIGHUP reads the configuration file again; models that did not change go on running.
+
+    Args:
+        config: what the file at `path` says.
+        path: of the configuration file.
+        listen: addresses and keys.
+        log_level: "debug", "info", "warning" or "error".
+
     Raises:
-        OSError: a port cannot be listened on.
+        OSError: an address cannot be listened on.
     """
     runtime_dir = processes.make_runtime_dir()
     launcher = Launcher(
@@ -112,40 +129,41 @@ async def serve(config: ServerConfig, listen: Listen, log_level: str) -> None:
     )
     try:
         launcher.warm_up()
-        pool = ModelPool(config, launcher, runtime_dir, log_level)
-        gateway = Gateway(pool, config.server_config, listen.api_key)
-        await _run(config, listen, pool, gateway)
+        metrics = Metrics(state.value for state in ModelState)
+        pool = ModelPool(config, launcher, runtime_dir, log_level, MemoryLedger(config), metrics)
+        gateway = Gateway(pool, config, listen.api_key, listen.admin_key, metrics)
+        await _run(config, path, listen, pool, gateway)
     finally:
         launcher.close()
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
-async def _run(config: ServerConfig, listen: Listen, pool: ModelPool, gateway: Gateway) -> None:
+async def _run(
+    config: ServerConfig, path: Path, listen: Listen, pool: ModelPool, gateway: Gateway
+) -> None:
     signals = _Signals()
     runners: list[web.AppRunner] = []
-    sites: list[web.SockSite] = []
+    sites: list[web.BaseSite] = []
     ports = []
     try:
         for stream_by_default, port in ((False, listen.port), (True, listen.stream_port)):
-            runner = web.AppRunner(
-                gateway.application(stream_by_default=stream_by_default),
-                access_log=logging.getLogger("capibara_axion.access"),
-                access_log_format='%a "%r" %s %b %Tfs',
-                handler_cancellation=True,
-                shutdown_timeout=1.0,
-            )
-            await runner.setup()
+            runner = await _runner(gateway.application(stream_by_default=stream_by_default))
             runners.append(runner)
             sock = _bind(listen.host, port)
             ports.append(sock.getsockname()[1])
-            site = web.SockSite(runner, sock)
+            sites.append(web.SockSite(runner, sock))
+        if config.server_config.unix_socket is not None:
+            sites.append(web.UnixSite(runners[0], config.server_config.unix_socket))
+        for site in sites:
             await site.start()
-            sites.append(site)
+        pool.start()
         _announce(config, listen, ports)
+        reloading = asyncio.ensure_future(_reload_on_signal(signals.reload, config, path, pool))
 
         await signals.first.wait()
+        reloading.cancel()
         logger.info("shutting down: finishing what runs; signal again to stop at once")
-        gateway.draining = True
+        gateway.operations.draining = True
         for site in sites:
             await site.stop()
         draining = asyncio.ensure_future(pool.shut_down(config.server_config.drain_timeout_s))
@@ -160,11 +178,44 @@ async def _run(config: ServerConfig, listen: Listen, pool: ModelPool, gateway: G
             await runner.cleanup()
 
 
+async def _runner(app: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(
+        app,
+        access_log=logging.getLogger("capibara_axion.access"),
+        access_log_format='%a "%r" %s %b %Tfs %{X-Request-Id}o',
+        handler_cancellation=True,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    return runner
+
+
+async def _reload_on_signal(
+    wanted: asyncio.Event, config: ServerConfig, path: Path, pool: ModelPool
+) -> None:
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        try:
+            new = await asyncio.to_thread(load_config, path)
+        except ConfigError as error:
+            logger.error("going on with the configuration as it was: %s", error)
+            continue
+        difference = changes(config, new)
+        if difference.needs_restart:
+            keys = ", ".join(difference.needs_restart)
+            logger.warning("these take effect when the server is started again: %s", keys)
+        logger.info("read %s again: %s", path, difference)
+        pool.reconfigure(new, frozenset(difference.changed))
+        config = new
+
+
 class _Signals:
-    """SIGTERM and SIGINT, counted."""
+    """SIGTERM and SIGINT, counted, and SIGHUP."""
 
     def __init__(self) -> None:
-        self.first, self.second = asyncio.Event(), asyncio.Event()
+        self.first, self.second, self.reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
@@ -206,12 +257,13 @@ def _announce(config: ServerConfig, listen: Listen, ports: list[int]) -> None:
         f"-H 'Content-Type: application/json' -d '{body}'",
         markup=False,
     )
-    if ignored := ineffective_keys(config):
-        logger.warning("keys of the configuration without effect: %s", ", ".join(ignored))
+    if found := remarks(config):
+        logger.warning("the configuration, key by key:\n%s", remarks_text(found))
 
 
-def run(config: ServerConfig, listen: Listen, log_level: str) -> None:
+def run(config: ServerConfig, path: Path, listen: Listen, log_level: str) -> None:
     """Blocking form of `serve`, with logging set up."""
-    processes.log_to_stderr(log_level)
+    secrets = [key for key in (listen.api_key, listen.admin_key) if key is not None]
+    logs.configure(log_level, config.server_config.log_format, secrets=secrets)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(config, listen, log_level))
+        asyncio.run(serve(config, path, listen, log_level))

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -17,37 +17,37 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from capibara_axion.server import processes
+from capibara_axion.server import logs, processes
+from capibara_axion.server.control import BEAT_S, Channel, Cores, Failed, Message, Phase, Ready
 from capibara_axion.server.errors import ApiError
-from capibara_axion.server.launcher import WorkerSpec, report_failure, report_ready
+from capibara_axion.server.launcher import WorkerSpec
+from capibara_axion.server.worker_request import WorkerRequest
 
 if TYPE_CHECKING:
-    from capibara_axion.server.openai_adapter import Engine
+    from capibara_axion.server.openai_adapter import Answer, Engine
 
 logger = logging.getLogger(__name__)
 
-# Sent by the gateway: what a request without a `stream` of its own means.
-STREAM_DEFAULT_HEADER = "X-Capibara-Stream-Default"
-
-_ENGINE_DIED = 70  # exit code: EX_SOFTWARE
+_BROKEN = 70  # exit code: EX_SOFTWARE
 
 
-def worker_main(spec: WorkerSpec, status: Connection) -> None:
+def worker_main(spec: WorkerSpec, connection: Connection) -> None:
     """Load the model, report, serve until SIGTERM. Ends with its gateway, however that ends."""
     processes.die_with_parent()
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_gateway, daemon=True).start()
-    processes.log_to_stderr(spec.log_level)
+    logs.configure(spec.log_level, spec.log_format)
+    channel = Channel(connection)
     try:
         from capibara_axion.server import openai_adapter
 
         # In the main thread and before any event loop: the engine process is forked from here.
-        engine = openai_adapter.start_engine(spec)
+        engine = openai_adapter.start_engine(spec, lambda phase: channel.send(Phase(phase)))
     except Exception as error:
         logger.debug("loading %s failed", spec.expert.expert_id, exc_info=True)
-        report_failure(status, _one_line(error))
+        channel.send(Failed(_one_line(error)))
         os._exit(1)
-    asyncio.run(_serve(spec, engine, status))
+    asyncio.run(_serve(spec, engine, channel))
     # Everything is closed; interpreter shutdown would only take time and find threads of vLLM's.
     os._exit(0)
 
@@ -59,39 +59,78 @@ def _end_with_gateway() -> None:
     processes.kill_group(os.getpid())
 
 
-async def _serve(spec: WorkerSpec, engine: Engine, status: Connection) -> None:
+async def _serve(spec: WorkerSpec, engine: Engine, channel: Channel) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     # A dead engine cannot be repaired. Ending at once is also the clearest message to the gateway,
     # which then knows which of its requests had sent something.
-    loop.add_reader(engine.sentinel, os._exit, _ENGINE_DIED)
+    loop.add_reader(engine.sentinel, os._exit, _BROKEN)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=engine.metrics(), content_type="text/plain")
 
     app = web.Application(client_max_size=0)  # the gateway has bounded the size
-    app.router.add_post("/v1/chat/completions", _completion_handler(engine.chat))
-    app.router.add_post("/v1/completions", _completion_handler(engine.complete))
+    app.router.add_post("/v1/chat/completions", _handler(engine.chat))
+    app.router.add_post("/v1/completions", _handler(engine.complete))
+    app.router.add_post("/v1/embeddings", _handler(engine.embed))
+    app.router.add_get("/metrics", metrics)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     await web.UnixSite(runner, spec.socket_path).start()
-    report_ready(status, engine.details)
-    status.close()
+    channel.send(Ready(engine.details))
+    tasks = [
+        asyncio.create_task(_end_if_it_fails(work(engine, channel)))
+        for work in (_beat, _follow_orders)
+    ]
 
     await stop.wait()
     loop.remove_reader(engine.sentinel)
+    for task in tasks:
+        task.cancel()
     await runner.cleanup()
     engine.shutdown()
 
 
-Complete = Callable[[bytes, bool], Awaitable[bytes | AsyncGenerator[bytes, None]]]
+async def _beat(engine: Engine, channel: Channel) -> None:
+    while True:
+        channel.send(engine.beat())
+        await asyncio.sleep(BEAT_S)
 
 
-def _completion_handler(
-    complete: Complete,
+async def _follow_orders(engine: Engine, channel: Channel) -> None:
+    """Do what the gateway asks for beside requests, one after the other."""
+    loop = asyncio.get_running_loop()
+    orders: asyncio.Queue[Message] = asyncio.Queue()
+
+    def on_message() -> None:
+        try:
+            orders.put_nowait(channel.receive())
+        except EOFError:  # the gateway is gone; `_end_with_gateway` sees to the rest
+            loop.remove_reader(channel.fileno())
+
+    loop.add_reader(channel.fileno(), on_message)
+    while True:
+        order = await orders.get()
+        assert isinstance(order, Cores)
+        await engine.set_cores(order.cpus)
+        channel.send(order)
+
+
+async def _end_if_it_fails(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception:
+        logger.exception("the worker ends")
+        os._exit(_BROKEN)
+
+
+def _handler(
+    answer_to: Callable[[WorkerRequest], Awaitable[Answer]],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
-        stream_default = request.headers.get(STREAM_DEFAULT_HEADER) == "1"
         try:
-            answer = await complete(await request.read(), stream_default)
+            answer = await answer_to(WorkerRequest.of(request.headers, await request.read()))
             if isinstance(answer, bytes):
                 return web.Response(body=answer, content_type="application/json")
             # Headers go out with the first event, so that what fails before it has a status code.

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server adds to vLLM's worker: the cores that it computes on can change while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import vllm._custom_ops as vllm_ops
+
+
+def groups_of_cores(cpus: Sequence[int], ranks: int) -> list[list[int]]:
+    """Consecutive equal groups of cores, one for each rank.
+
+    Raises:
+        ValueError: there are fewer cores than ranks.
+    """
+    size = len(cpus) // ranks
+    if size == 0:
+        raise ValueError(f"{ranks} ranks need as many cores, this engine has {len(cpus)}")
+    return [list(cpus[rank * size : (rank + 1) * size]) for rank in range(ranks)]
+
+
+def compute_on(cpus: Sequence[int]) -> None:
+    """Have this process run on these cores, and its calling thread compute with one thread on each.
+
+    Threads of OpenMP's that exist and become too many end at its next parallel region; those that
+    it starts inherit the cores.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setaffinity(int(thread), cpus)
+    _set_threads(len(cpus))
+
+
+def prepare_products_for(threads: int) -> None:
+    """Let vLLM's own matrix products follow the number of threads up to this one.
+
+    oneDNN prepares a product when it first meets its shape, for as many threads as there are then;
+    later it follows their number down from there, not up. So each shape is first computed with all
+    that there may be. Once for a process; a compiled model takes another way to oneDNN.
+    """
+
+    def prepared_for_all(stock: Callable[..., Any]) -> Callable[..., Any]:
+        prepared: set[tuple[int, int, int]] = set()
+
+        def product(handler: Any, x: torch.Tensor, *arguments: Any) -> Any:
+            shape = (handler.n, handler.k, x.numel())
+            if shape in prepared:
+                return stock(handler, x, *arguments)
+            prepared.add(shape)
+            now = torch.get_num_threads()
+            _set_threads(threads)
+            try:
+                return stock(handler, x, *arguments)
+            finally:
+                _set_threads(now)
+
+        return product
+
+    for name in ("onednn_mm", "onednn_scaled_mm"):
+        setattr(vllm_ops, name, prepared_for_all(getattr(vllm_ops, name)))
+
+
+def _set_threads(threads: int) -> None:
+    # vLLM puts a function that does nothing in the place of torch.set_num_threads.
+    torch._C.set_num_threads(threads)
+
+
+class EngineExtension:
+    """Mixed into vLLM's worker class, for `collective_rpc`."""
+
+    rank: int
+
+    def capibara_compute_on(self, groups: list[list[int]]) -> None:
+        """Compute on this rank's group of cores from now on."""
+        compute_on(groups[self.rank])
