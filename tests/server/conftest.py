@@ -111,7 +111,7 @@ async def fake_service(
     launcher = Launcher(fake_worker_main, preload=["aiohttp.web"])
     metrics = Metrics(state.value for state in ModelState)
     pool = ModelPool(config, launcher, runtime_dir, "info", MemoryLedger(config), metrics)
-    gateway = Gateway(pool, config, api_key, admin_key, metrics)
+    gateway = Gateway(pool, api_key, admin_key, metrics)
     clients = [
         TestClient(TestServer(gateway.application(stream_by_default=stream)))
         for stream in (False, True)
@@ -139,10 +139,12 @@ def free_ports(count: int) -> list[int]:
 class ServerProcess:
     """`capibara-axion serve` as a user starts it."""
 
+    program: tuple[str, ...] = ("-m", "capibara_axion.cli", "serve")
+
     def __init__(self, config: Path, log: Path, *arguments: str) -> None:
         self.port, self.stream_port = free_ports(2)
         self.log = log
-        command = [sys.executable, "-m", "capibara_axion.cli", "serve", "--config", str(config)]
+        command = [sys.executable, *self.program, "--config", str(config)]
         command += ["--port", str(self.port), "--stream-port", str(self.stream_port), *arguments]
         with log.open("w") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -17,6 +17,7 @@ Answering:
     die_once "name"               it ends, the first time that a request has this name
     take_s                        until a whole answer is ready; it takes steps meanwhile
     tokens, ttft_s, gap_s         of a stream: how many, until the first, between two
+    pad                           bytes that each of them has more
     die_at | hang_at              the token at which it ends | takes no more steps and sends nothing
     block_loop                    seconds for which its event loop stands still, at once
 """
@@ -145,13 +146,14 @@ class _Fake:
         await self._compute(orders.get("ttft_s", 0))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(http)
+        pad = b" " * orders.get("pad", 0)
         for index in range(orders.get("tokens", 3)):
             if index == orders.get("die_at"):
                 await response.write(b'data: {"half": ')
                 await asyncio.sleep(0.05)
                 os._exit(1)
             await self._token(index, orders)
-            await response.write(b'data: {"token": %d}\n\n' % index)
+            await response.write(b'data: {"token": %d%s}\n\n' % (index, pad))
             await asyncio.sleep(orders.get("gap_s", 0))
         await response.write(b"data: [DONE]\n\n")
         return response

@@ -17,7 +17,6 @@ import aiohttp
 from aiohttp import web
 
 from capibara_axion.server.calls import REQUEST_ID_HEADER, Call
-from capibara_axion.server.config import ServerSettings
 from capibara_axion.server.control import LOAD_HEADER, QUEUE_HEADER, STREAM_DEFAULT_HEADER
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.event_stream import EventStream
@@ -71,16 +70,12 @@ class Forwarder:
     Args:
         pool: where the models are.
         sessions: connections to the workers.
-        settings: limits.
         metrics: where replays, cancels and overhead are counted.
     """
 
-    def __init__(
-        self, pool: ModelPool, sessions: WorkerSessions, settings: ServerSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, pool: ModelPool, sessions: WorkerSessions, metrics: Metrics) -> None:
         self._pool = pool
         self._sessions = sessions
-        self._settings = settings
         self._metrics = metrics
 
     async def answer(
@@ -134,7 +129,7 @@ class _Journey:
         began: float,
         headers: Mapping[str, str],
     ) -> None:
-        settings = forwarder._settings
+        settings = forwarder._pool.settings
         self.phase: CancelPhase = "queued"
         self.outcome = "ok"
         self._forwarder = forwarder

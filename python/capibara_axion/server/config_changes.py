@@ -42,6 +42,7 @@ _NEED_RESTART = frozenset(
         "stream_port",
         "unix_socket",
         "log_format",
+        "log_level",
         "max_body_bytes",
         "cors_origins",
         "allow_credentials",

@@ -13,7 +13,7 @@ at work than cores, some share a core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Cores = frozenset[int]
@@ -87,8 +87,8 @@ class CoreLeases:
         kept: dict[str, list[int]] = {}
         for holder in holders:
             had = self._leases[holder.name].target if holder.name in self._leases else frozenset()
-            mine = sorted(had, key=lambda core, name=holder.name: self._preference(name, core))
-            kept[holder.name] = [c for c in mine if c not in taken][: counts[holder.name]]
+            mine = self._preferred(holder.name, had - taken)
+            kept[holder.name] = mine[: counts[holder.name]]
             taken.update(kept[holder.name])
         for holder in holders:
             self._fill(kept, holder.name, counts[holder.name])
@@ -151,16 +151,16 @@ class CoreLeases:
 
     def _fill(self, kept: dict[str, list[int]], name: str, count: int) -> None:
         users = [sum(core in cores for cores in kept.values()) for core in range(self._cores)]
-        order = sorted(
-            range(self._cores), key=lambda core: (users[core], self._preference(name, core))
-        )
+        order = self._preferred(name, range(self._cores))
+        order.sort(key=lambda core: users[core])
         missing = [core for core in order if core not in kept[name]]
         kept[name] += missing[: count - len(kept[name])]
 
-    def _preference(self, name: str, core: int) -> tuple[bool, int]:
-        """At best a model has the cores that its worker is set to already."""
+    def _preferred(self, name: str, cores: Iterable[int]) -> list[int]:
+        """The cores in order, but first those that the model's worker is set to already."""
         worker = self._workers.get(name)
-        return worker is None or core not in worker.applied, core
+        applied = worker.applied if worker else frozenset()
+        return sorted(cores, key=lambda core: (core not in applied, core))
 
 
 def _shares(holders: Sequence[Holder], cores: int) -> dict[str, int]:

@@ -18,7 +18,6 @@ from aiohttp import web
 
 from capibara_axion.server.calls import REQUEST_ID_HEADER, Call, read_call, request_id_of
 from capibara_axion.server.completions import Forwarder, WorkerSessions
-from capibara_axion.server.config import ServerConfig
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.metrics import Metrics
 from capibara_axion.server.models import ModelState
@@ -47,7 +46,6 @@ class Gateway:
 
     Args:
         pool: where the models are.
-        config: limits and origins.
         api_key: what clients must send as a bearer token, or None to let everybody in.
         admin_key: what operators must send to load and unload; None: nobody may.
         metrics: what is counted.
@@ -56,18 +54,15 @@ class Gateway:
     def __init__(
         self,
         pool: ModelPool,
-        config: ServerConfig,
         api_key: str | None,
         admin_key: str | None,
         metrics: Metrics,
     ) -> None:
-        settings = config.server_config
         sessions = WorkerSessions()
-        self.operations = Operations(pool, sessions, settings, metrics, api_key is not None)
+        self.operations = Operations(pool, sessions, metrics, api_key is not None)
         self._metrics = metrics
         self._pool = pool
-        self._settings = settings
-        self._forwarder = Forwarder(pool, sessions, settings, metrics)
+        self._forwarder = Forwarder(pool, sessions, metrics)
         self._api_key = _bytes(api_key)
         self._admin_key = _bytes(admin_key)
         self._created = int(time.time())
@@ -80,7 +75,7 @@ class Gateway:
             return await self._completion(request, stream_by_default)
 
         app = web.Application(
-            client_max_size=self._settings.max_body_bytes,
+            client_max_size=self._pool.settings.max_body_bytes,
             middlewares=[_errors_as_json, self._authenticate],
         )
         app.on_response_prepare.append(_name_the_request)
@@ -91,15 +86,17 @@ class Gateway:
         self.operations.add_to(app)
         if not stream_by_default:  # once is enough
             app.cleanup_ctx.append(self.operations.watch_event_loop)
-        if self._settings.cors_origins:
-            _allow_origins(app, self._settings.cors_origins, bool(self._settings.allow_credentials))
+        if self._pool.settings.cors_origins:
+            _allow_origins(
+                app, self._pool.settings.cors_origins, bool(self._pool.settings.allow_credentials)
+            )
         return app
 
     async def _completion(
         self, request: web.Request, stream_by_default: bool
     ) -> web.StreamResponse:
         began = time.perf_counter()
-        call = await read_call(request, self._settings, stream_by_default)
+        call = await read_call(request, self._pool.settings, stream_by_default)
         headers = {}
         if call.model == AUTO and AUTO not in self._pool.experts:
             decision = self._route(call)

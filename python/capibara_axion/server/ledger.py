@@ -35,7 +35,7 @@ class MemoryLedger:
         interval_s: how often to `measure`.
     """
 
-    interval_s = 2.0
+    interval_s = 15.0
 
     def __init__(self, config: ServerConfig) -> None:
         self._overhead = Overhead()

@@ -17,7 +17,6 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from capibara_axion.server import openapi
 from capibara_axion.server.calls import model_named_in, read_fields
 from capibara_axion.server.completions import WorkerSessions
-from capibara_axion.server.config import ServerSettings
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.event_stream import EventStream
 from capibara_axion.server.metrics import Metrics, watch_loop_lag
@@ -43,7 +42,6 @@ class Operations:
         self,
         pool: ModelPool,
         sessions: WorkerSessions,
-        settings: ServerSettings,
         metrics: Metrics,
         needs_key: bool,
     ) -> None:
@@ -51,7 +49,6 @@ class Operations:
         self.routed: dict[str, Any] = {"total": 0, "by_model": {}, "last": []}
         self._pool = pool
         self._sessions = sessions
-        self._settings = settings
         self._metrics = metrics
         self._needs_key = needs_key
         self._lag_s = 0.0
@@ -160,13 +157,13 @@ class Operations:
         stream = self._event_stream(request)
         with self._pool.news.listen() as queue:
             await stream.write(b": listening\n\n")
-            async for text in as_frames(queue, self._settings.ping_interval_s):
+            async for text in as_frames(queue, self._pool.settings.ping_interval_s):
                 await stream.write(text)
         return stream.response
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         """Load a model: answered when it is there, or with its progress as events."""
-        fields = await read_fields(request, self._settings)
+        fields = await read_fields(request, self._pool.settings)
         model = self.known(model_named_in(fields))
         if fields.get("stream") is not True:
             return web.json_response(await self._loaded(model))
@@ -200,7 +197,7 @@ class Operations:
             return {"model": model, "status": "ready", "load_s": round(turn.load_s, 3)}
 
     async def _unload(self, request: web.Request) -> web.Response:
-        fields = await read_fields(request, self._settings)
+        fields = await read_fields(request, self._pool.settings)
         model = self.known(model_named_in(fields))
         self._pool.unload(model)
         return web.json_response({"model": model, "status": self._pool.state_of(model)})
@@ -218,7 +215,7 @@ class Operations:
         return model
 
     def _event_stream(self, request: web.Request) -> EventStream:
-        settings = self._settings
+        settings = self._pool.settings
         return EventStream(
             request, {}, ping_s=settings.ping_interval_s, send_timeout_s=settings.send_timeout_s
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from capibara_axion.server import events
-from capibara_axion.server.config import ExpertConfig, ServerConfig
+from capibara_axion.server.config import ExpertConfig, ServerConfig, ServerSettings
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.hang import HangDetector
 from capibara_axion.server.launcher import Launcher, Worker, WorkerError, WorkerSpec
@@ -156,6 +156,12 @@ class ModelPool:
         self._counters = {name: _Counters() for name in self.experts}
         self._states: dict[str, str] = {}
         self._memory_task: asyncio.Task[None] | None = None
+        self._measuring = asyncio.Lock()
+
+    @property
+    def settings(self) -> ServerSettings:
+        """The limits that hold now."""
+        return self._config.server_config
 
     def start(self) -> None:
         """Begin to load the models that are kept loaded, and to watch memory."""
@@ -417,6 +423,7 @@ class ModelPool:
             self._handle(events.LoadFailed(model, life.generation, reason, error.crashed))
             return
         self._handle(events.LoadSucceeded(model, life.generation))
+        self._spawn(self._measure_memory())
         await self._watch(model, life, worker)
         code = worker.exited.result()
         if not life.stopping:
@@ -450,7 +457,7 @@ class ModelPool:
         return worker
 
     async def _watch(self, model: str, life: _Life, worker: Worker) -> None:
-        patience = self._config.server_config.hang_timeout_s
+        patience = self.settings.hang_timeout_s
         looked = self._loop.time()
         detector = HangDetector(patience, looked)
         worker.on_beat = lambda beat: detector.beat(beat, self._loop.time())
@@ -477,15 +484,19 @@ class ModelPool:
     async def _watch_memory(self) -> None:
         while True:
             await asyncio.sleep(self._memory.interval_s)
+            await self._measure_memory()
+
+    async def _measure_memory(self) -> None:
+        async with self._measuring:
             pids = {
                 name: life.worker.pid
                 for name, life in self._lives.items()
                 if life.worker is not None and self._states.get(name) == "ready"
             }
             await asyncio.to_thread(self._memory.measure, pids)
-            for name in self.experts:
-                self._handle(events.MemoryKnown(name, self._memory.size(name)))
-            self._handle(events.BudgetKnown(self._memory.budget()))
+        for name in self.experts:
+            self._handle(events.MemoryKnown(name, self._memory.size(name)))
+        self._handle(events.BudgetKnown(self._memory.budget()))
 
     def _forget(self, model: str, life: _Life) -> None:
         if self._lives.get(model) is life:
@@ -498,7 +509,7 @@ class ModelPool:
         }
 
     def _spec(self, model: str, cores: Sequence[int]) -> WorkerSpec:
-        settings = self._config.server_config
+        settings = self.settings
         return WorkerSpec(
             expert=self.experts[model],
             socket_path=str(self._runtime_dir / f"{next(self._socket_ids)}.sock"),

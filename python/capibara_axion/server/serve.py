@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import shutil
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from capibara_axion.server import logs, processes
-from capibara_axion.server.config import ServerConfig
+from capibara_axion.server.config import ServerConfig, is_loopback
 from capibara_axion.server.config_changes import changes
 from capibara_axion.server.config_file import ConfigError, load_config
 from capibara_axion.server.config_report import remarks, remarks_text
 from capibara_axion.server.gateway import Gateway
-from capibara_axion.server.launcher import Launcher
+from capibara_axion.server.launcher import Launcher, WorkerMain
 from capibara_axion.server.ledger import MemoryLedger
 from capibara_axion.server.metrics import Metrics
 from capibara_axion.server.models import ModelState
@@ -31,6 +31,8 @@ from capibara_axion.server.pool import ModelPool
 from capibara_axion.server.worker import worker_main
 
 logger = logging.getLogger(__name__)
+
+_PRELOAD = ("capibara_axion.server.preload",)
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,13 @@ class Listen:
         """Raises: ValueError: a public address without an API key, or one port for both."""
         if "" in (self.api_key, self.admin_key):
             raise ValueError("a key must not be empty")
-        if self.api_key is None and not _is_loopback(self.host):
+        if self.api_key is None and not is_loopback(self.host):
             raise ValueError(
                 f"refusing to listen on {self.host!r} without an API key, since others could "
                 "reach it: set CAPIBARA_AXION_API_KEY (or --api-key), or use --host 127.0.0.1"
             )
         if self.port == self.stream_port != 0:
             raise ValueError(f"--port and --stream-port must differ, both are {self.port}")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def worker_environment(
@@ -107,7 +100,15 @@ def worker_environment(
     }
 
 
-async def serve(config: ServerConfig, path: Path, listen: Listen, log_level: str) -> None:
+async def serve(
+    config: ServerConfig,
+    path: Path,
+    listen: Listen,
+    log_level: str,
+    *,
+    worker: WorkerMain = worker_main,
+    preload: Sequence[str] = _PRELOAD,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
     SIGHUP reads the configuration file again; models that did not change go on running.
@@ -117,21 +118,23 @@ async def serve(config: ServerConfig, path: Path, listen: Listen, log_level: str
         path: of the configuration file.
         listen: addresses and keys.
         log_level: "debug", "info", "warning" or "error".
+        worker: what a model's process runs.
+        preload: modules that are imported once for all of them.
 
     Raises:
         OSError: an address cannot be listened on.
     """
     runtime_dir = processes.make_runtime_dir()
     launcher = Launcher(
-        worker_main,
-        preload=["capibara_axion.server.preload"],
+        worker,
+        preload=preload,
         environment=worker_environment(config, runtime_dir, log_level),
     )
     try:
         launcher.warm_up()
         metrics = Metrics(state.value for state in ModelState)
         pool = ModelPool(config, launcher, runtime_dir, log_level, MemoryLedger(config), metrics)
-        gateway = Gateway(pool, config, listen.api_key, listen.admin_key, metrics)
+        gateway = Gateway(pool, listen.api_key, listen.admin_key, metrics)
         await _run(config, path, listen, pool, gateway)
     finally:
         launcher.close()
@@ -166,7 +169,7 @@ async def _run(
         gateway.operations.draining = True
         for site in sites:
             await site.stop()
-        draining = asyncio.ensure_future(pool.shut_down(config.server_config.drain_timeout_s))
+        draining = asyncio.ensure_future(pool.shut_down(pool.settings.drain_timeout_s))
         hurry = asyncio.ensure_future(signals.second.wait())
         await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
