@@ -242,8 +242,13 @@ def server(demo_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def changed_config(config: Path, directory: Path, **sections: Any) -> Path:
-    """A copy of a configuration file with other sections, and absolute model paths."""
+    """A copy of a configuration file with other sections, and absolute model paths.
+
+    No model is kept warm unless they say so.
+    """
     content = json.loads(config.read_text())
+    lazy = {**content["lazy_loading"], "warmup_pool_size": 0, **sections.get("lazy_loading", {})}
+    sections = {**sections, "lazy_loading": lazy}
     for item in content["experts"]:
         item["model_path"] = os.fspath(config.parent / item["model_path"])
     copy = directory / "config.json"

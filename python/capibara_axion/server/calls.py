@@ -96,7 +96,7 @@ async def read_body(request: web.Request, settings: ServerSettings) -> bytes:
     """The bytes of a request's body.
 
     Raises:
-        ApiError: 408 when they do not arrive in time.
+        ApiError: 408 when they do not arrive in time, 400 when they cannot be decoded.
     """
     try:
         return await asyncio.wait_for(request.read(), settings.body_timeout_s)
@@ -104,6 +104,9 @@ async def read_body(request: web.Request, settings: ServerSettings) -> bytes:
         seconds = settings.body_timeout_s
         message = f"the request's body did not arrive within {seconds:g} s"
         raise ApiError(408, message, code="request_timeout") from None
+    except web.RequestPayloadError as error:  # a wrong length, or no gzip though the header says so
+        message = f"the request's body cannot be read: {error}"
+        raise ApiError(400, message, code="invalid_body") from None
 
 
 def model_named_in(fields: dict[str, Any]) -> str:

@@ -105,6 +105,9 @@ class Forwarder:
         except asyncio.CancelledError:
             self._metrics.client_cancelled(call.model, journey.phase)
             raise
+        except ConnectionResetError:  # it was cut off, for it took nothing, or has left just now
+            self._metrics.client_cancelled(call.model, journey.phase)
+            return journey.response
         except ApiError:
             self._metrics.request_ended(call.model, "refused")
             raise
@@ -144,6 +147,11 @@ class _Journey:
         self._stream = EventStream(
             request, headers, ping_s=ping_s, send_timeout_s=settings.send_timeout_s
         )
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What a streaming client has been sent so far."""
+        return self._stream.response
 
     async def run(self) -> web.StreamResponse:
         if not self._call.stream:

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import aiohttp
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -30,30 +31,22 @@ def show_models(url: str, api_key: str | None) -> None:
         RemoteError: it cannot be reached, or refuses.
     """
     stats = asyncio.run(_ask("GET", url, "/stats", None, api_key))
-    table = Table(title=f"Models of {url}", title_justify="left")
-    for heading in (
-        "model",
-        "state",
-        "waiting",
-        "running",
-        "memory",
-        "cores",
-        "loads",
-        "last load",
-    ):
-        table.add_column(heading, justify="left" if heading in ("model", "state") else "right")
+    table = Table(title=f"Models of {url}", title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for heading in ("wait", "run", "GiB", "cores", "loads", "load s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, model in stats["models"].items():
-        memory = model["memory"]["measured_bytes"]
-        last = model["last_load_s"]
+        memory, last = model["memory"]["measured_bytes"], model["last_load_s"]
         table.add_row(
             name,
-            model["state"] + (" (warm)" if model["warm"] else ""),
+            model["state"] + (", warm" if model["warm"] else ""),
             str(model["waiting"]),
             str(model["running"]),
-            "" if memory is None else f"{memory / 2**30:.2f} GiB",
-            ",".join(map(str, model["cpus"])),
+            "" if memory is None else f"{memory / 2**30:.2f}",
+            str(len(model["cpus"]) or ""),
             str(model["loads_total"]),
-            "" if last is None else f"{last:.1f} s",
+            "" if last is None else f"{last:.1f}",
         )
     console = Console(highlight=False)
     console.print(table)

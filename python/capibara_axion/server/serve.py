@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -160,7 +161,7 @@ async def _run(
         for site in sites:
             await site.start()
         pool.start()
-        _announce(config, listen, ports)
+        _announce(config, listen, ports, pool)
         reloading = asyncio.ensure_future(_reload_on_signal(signals.reload, config, path, pool))
 
         await signals.first.wait()
@@ -240,14 +241,20 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _announce(config: ServerConfig, listen: Listen, ports: list[int]) -> None:
+def _announce(config: ServerConfig, listen: Listen, ports: list[int], pool: ModelPool) -> None:
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(title="Experts, loaded at their first request", title_justify="left")
-    for heading in ("model", "domain", "path"):
-        table.add_column(heading, overflow="fold")
+    views = pool.view()
+    table = Table(title="Experts", title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("domain", no_wrap=True)
+    table.add_column("loaded", no_wrap=True)
+    table.add_column("path", overflow="fold")
     for expert in config.experts:
-        table.add_row(expert.expert_id, expert.domain, expert.model_path)
+        kept = expert.pinned or not config.lazy_loading.enabled
+        at_start = kept or views[expert.expert_id].warm
+        when = "at start" if at_start else "at first request"
+        table.add_row(expert.expert_id, expert.domain, when, expert.model_path)
     console.print(table)
     console.print(f"whole answers     http://{host}:{ports[0]}/v1")
     console.print(f"streamed answers  http://{host}:{ports[1]}/v1")
