@@ -90,6 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="machine-readable output")
     check.set_defaults(handler=_check_config)
 
+    compile_ = commands.add_parser(
+        "compile",
+        help="compile the experts that run with captured graphs, before they are served",
+        description="Load each expert whose use_captured_graph is true once, so that its compiled "
+        "code is in the cache and no request waits for the compiler.",
+    )
+    compile_.add_argument(
+        "--config", required=True, type=Path, metavar="FILE", help="JSON file with the experts"
+    )
+    compile_.add_argument("expert", nargs="*", help="only these experts")
+    compile_.set_defaults(handler=_compile)
+
     for name, handler, text in (
         ("ps", _ps, "show what the models of a running server do"),
         ("load", _load, "have a running server load a model"),
@@ -159,6 +171,39 @@ def _serve(args: argparse.Namespace) -> int:
         run(config, args.config, listen, args.log_level or settings.log_level)
     except (ConfigError, ValueError, OSError) as error:
         raise _UsageError(str(error)) from error
+    return 0
+
+
+def _compile(args: argparse.Namespace) -> int:
+    _require("server,vllm", "aiohttp", "pydantic", "rich", "vllm")
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from capibara_axion.server import logs
+    from capibara_axion.server.config_file import ConfigError, load_config
+    from capibara_axion.server.precompile import CompileError, compiled_experts, precompile
+
+    logs.configure("warning")
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        config = load_config(args.config)
+        experts = compiled_experts(config, args.expert)
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("", total=None)
+
+            def tell(name: str, phase: str) -> None:
+                progress.update(task, description=f"{name}: {phase}")
+
+            seconds = asyncio.run(precompile(config, experts, tell))
+    except (ConfigError, CompileError, OSError) as error:
+        raise _UsageError(str(error)) from error
+    for name, taken in seconds.items():
+        print(f"{name}: compiled and loaded in {taken:.1f} s")
+    if not seconds:
+        print("no expert has use_captured_graph: there is nothing to compile")
     return 0
 
 

@@ -8,10 +8,15 @@ processes are forked from the engine process, so that all share what the forkser
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import importlib.metadata
 import json
 import os
+import pkgutil
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,11 +32,15 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.renderers import BaseRenderer, ChatParams
+from vllm.renderers.chat_utils import load_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
-from capibara_axion import env
+from capibara_axion import env, vllm_plugin
 from capibara_axion.server import media, processes
 from capibara_axion.server.engine_extension import (
     EngineExtension,
@@ -42,6 +51,23 @@ from capibara_axion.server.engine_extension import (
 from capibara_axion.server.launcher import WorkerSpec
 from capibara_axion.server.memory import kv_cache_bytes
 from capibara_axion.server.worker_request import WorkerRequest
+
+# What a worker or its engine would import while it loads; these bring the rest along.
+_PRELOADED_MODULES = (
+    "PIL.ImageFile",
+    "blake3",
+    "setproctitle",
+    "transformers.tokenization_mistral_common",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.entrypoints.serve.utils.fingerprint",
+    "vllm.model_executor.layers.fused_moe.eep_reconfigure",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.pool.flash_maxsim",
+    "vllm.v1.worker.cpu_worker",
+)
 
 # Architectures whose classes the forkserver imports; any other is imported by its first worker.
 _PRELOADED_ARCHITECTURES = (
@@ -59,6 +85,13 @@ _NO_MEDIA_DOMAIN = "data-urls-only.invalid"
 
 _MM_PROCESSOR_CACHE_GIB = 0.25
 
+_PLUGIN_GROUPS = (
+    vllm_plugins.DEFAULT_PLUGINS_GROUP,
+    vllm_plugins.STAT_LOGGER_PLUGINS_GROUP,
+    vllm_plugins.IO_PROCESSOR_PLUGINS_GROUP,
+    LOGITSPROCS_GROUP,
+)
+
 # Of general plugins for vLLM, by name: found by `preload`, called in each worker.
 _plugins: dict[str, Callable[[], Any]] = {}
 
@@ -68,23 +101,26 @@ current_request: ContextVar[WorkerRequest] = ContextVar("current_request")
 
 def preload() -> None:
     """Do once, in the forkserver, all of a worker's start that does not depend on its model."""
-    import vllm.v1.engine.core
-    import vllm.v1.executor.uniproc_executor
-    import vllm.v1.worker.cpu_worker  # noqa: F401
-
+    for name in _PRELOADED_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for architecture in _PRELOADED_ARCHITECTURES:
         _register_in_process(architecture)
+    # vLLM looks for plugins of several kinds in every process, reading the metadata of all packages
+    # each time.
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+    for group in _PLUGIN_GROUPS:
+        importlib.metadata.entry_points(group=group)
     # Which of our operators replace vLLM's is for each expert to say: what the plugin imports is
     # imported here, what it replaces is replaced in the worker.
     _plugins.update(vllm_plugins.load_plugins_by_group(vllm_plugins.DEFAULT_PLUGINS_GROUP))
-    from capibara_axion.vllm_plugin import (  # noqa: F401
-        activation,
-        attention,
-        linear,
-        norm,
-        quantization,
-        rope,
-    )
+    for module in pkgutil.iter_modules(vllm_plugin.__path__, f"{vllm_plugin.__name__}."):
+        with contextlib.suppress(Exception):  # the plugin itself will say what it misses
+            importlib.import_module(module.name)
+    torch.manual_seed(0)  # the first call imports much
+    # It searches all modules for kernels to replace, which takes as long as loading a small model.
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
 @dataclass
@@ -128,12 +164,13 @@ def start(spec: WorkerSpec, tell: Callable[[str], object]) -> RunningEngine:
     engine_utils.get_mp_context = lambda: context
     counters = EngineCounters()
     try:
-        llm = _TimingLLM.from_vllm_config(
-            vllm_config,
-            # Ours beside Prometheus, and none that writes to the log.
-            stat_loggers=[lambda config, index: counters],
-            disable_log_stats=True,
-        )
+        with _chat_warmed_up_meanwhile(spec):
+            llm = _TimingLLM.from_vllm_config(
+                vllm_config,
+                # Ours beside Prometheus, and none that writes to the log.
+                stat_loggers=[lambda config, index: counters],
+                disable_log_stats=True,
+            )
     except Exception as error:
         raise context.failure() or error from error
     assert context.process is not None
@@ -225,6 +262,32 @@ def _call_plugins() -> None:
     vllm_plugins.plugins_loaded = True
     for register in _plugins.values():
         register()
+
+
+@contextlib.contextmanager
+def _chat_warmed_up_meanwhile(spec: WorkerSpec) -> Iterator[None]:
+    """Render a first message while the engine process loads, instead of for the first request."""
+    threads: list[threading.Thread] = []
+    stock = BaseRenderer.start_mm_warmup_in_background
+    template = ChatParams(load_chat_template(spec.expert.chat_template))
+
+    def render(renderer: BaseRenderer) -> None:
+        with contextlib.suppress(Exception):  # no chat template, for instance
+            renderer.render_chat([[{"role": "user", "content": "warm-up"}]], template)
+
+    def start(renderer: BaseRenderer) -> None:
+        # vLLM calls it when the engine process exists: a thread would not survive the fork.
+        stock(renderer)
+        threads.append(threading.Thread(target=render, args=(renderer,), daemon=True))
+        threads[0].start()
+
+    BaseRenderer.start_mm_warmup_in_background = start
+    try:
+        yield
+    finally:
+        BaseRenderer.start_mm_warmup_in_background = stock
+    for thread in threads:
+        thread.join()
 
 
 def _vllm_config(spec: WorkerSpec) -> VllmConfig:

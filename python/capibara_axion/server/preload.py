@@ -7,6 +7,7 @@ something imports it itself, and reports what is wrong to its client.
 
 import gc
 import logging
+import os
 import signal
 
 from capibara_axion.server import processes
@@ -15,8 +16,9 @@ processes.die_with_parent()
 # Ctrl-C in a terminal reaches the whole process group; the gateway decides what ends when.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# vLLM sets its logging up while it is imported; this holds until then.
-logging.getLogger("vllm").setLevel(logging.ERROR)
+# vLLM would set its logging up anew in every process, which takes long with all its loggers there.
+os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
 
 try:
     from capibara_axion.server import engine_process, openai_adapter, worker  # noqa: F401

@@ -7,11 +7,14 @@ import contextlib
 import ctypes
 import fcntl
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import psutil
@@ -35,6 +38,21 @@ def die_with_parent(parent_pid: int | None = None) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent_pid is not None and os.getppid() != parent_pid:
         os._exit(1)
+
+
+def end_with_gateway() -> None:
+    """Make this worker a process group of its own that ends with the gateway, however that ends."""
+    die_with_parent()
+    os.setpgid(0, 0)
+    # The parent is the forkserver, and may have gone before the kernel was asked.
+    threading.Thread(target=_kill_own_group_at_its_end, daemon=True).start()
+
+
+def _kill_own_group_at_its_end() -> None:
+    gateway = multiprocessing.parent_process()
+    assert gateway is not None
+    wait_for_any([gateway.sentinel])
+    kill_group(os.getpid())
 
 
 def kill_group(pgid: int, sig: signal.Signals = signal.SIGKILL) -> None:

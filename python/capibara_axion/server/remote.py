@@ -80,7 +80,10 @@ async def _load(url: str, model: str, admin_key: str | None) -> None:
         try:
             answer = await session.post(f"{url}/models/load", json=body)
             await _check(answer)
-            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            console = Console(stderr=True)
+            with Progress(
+                *columns, console=console, transient=True, disable=not console.is_terminal
+            ) as progress:
                 bar = progress.add_task(f"loading {model}", total=1.0)
                 async for line in answer.content:
                     event = _event(line)

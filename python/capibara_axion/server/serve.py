@@ -33,7 +33,7 @@ from capibara_axion.server.worker import worker_main
 
 logger = logging.getLogger(__name__)
 
-_PRELOAD = ("capibara_axion.server.preload",)
+PRELOAD = ("capibara_axion.server.preload",)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ async def serve(
     log_level: str,
     *,
     worker: WorkerMain = worker_main,
-    preload: Sequence[str] = _PRELOAD,
+    preload: Sequence[str] = PRELOAD,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 

@@ -7,12 +7,9 @@ import asyncio
 import logging
 import os
 import signal
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for_any
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -33,9 +30,7 @@ _BROKEN = 70  # exit code: EX_SOFTWARE
 
 def worker_main(spec: WorkerSpec, connection: Connection) -> None:
     """Load the model, report, serve until SIGTERM. Ends with its gateway, however that ends."""
-    processes.die_with_parent()
-    os.setpgid(0, 0)
-    threading.Thread(target=_end_with_gateway, daemon=True).start()
+    processes.end_with_gateway()
     logs.configure(spec.log_level, spec.log_format)
     channel = Channel(connection)
     try:
@@ -50,13 +45,6 @@ def worker_main(spec: WorkerSpec, connection: Connection) -> None:
     asyncio.run(_serve(spec, engine, channel))
     # Everything is closed; interpreter shutdown would only take time and find threads of vLLM's.
     os._exit(0)
-
-
-def _end_with_gateway() -> None:
-    gateway = parent_process()
-    assert gateway is not None
-    wait_for_any([gateway.sentinel])
-    processes.kill_group(os.getpid())
 
 
 async def _serve(spec: WorkerSpec, engine: Engine, channel: Channel) -> None:
@@ -106,7 +94,7 @@ async def _follow_orders(engine: Engine, channel: Channel) -> None:
     def on_message() -> None:
         try:
             orders.put_nowait(channel.receive())
-        except EOFError:  # the gateway is gone; `_end_with_gateway` sees to the rest
+        except EOFError:  # the gateway is gone; `end_with_gateway` sees to the rest
             loop.remove_reader(channel.fileno())
 
     loop.add_reader(channel.fileno(), on_message)
