@@ -7,12 +7,13 @@ DEMO   := build/demo
 # The experts to serve: make serve CONFIG=my_experts.json
 CONFIG ?= $(DEMO)/config.json
 SERVE  ?=
+SOAK_SECONDS ?= 3600
 BENCH  ?= $(PYTHON_IN_VENV) benchmarks/run.py
 CXX_FILES = $(shell find csrc tests/cpp benchmarks -name '*.cc' -o -name '*.c' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 TESTS = cpp asan python vllm server wheel aarch64
-.PHONY: help bootstrap serve test $(TESTS:%=test-%) bench bench-aarch64 mca lint format wheel \
+.PHONY: help bootstrap serve test $(TESTS:%=test-%) soak bench bench-aarch64 mca lint format wheel \
   wheel-aarch64 clean
 
 help: ## list the targets
@@ -38,6 +39,9 @@ test: bootstrap ## run every test that CI runs; test-cpp, -asan, -python, -vllm,
 $(TESTS:%=test-%): bootstrap
 	@scripts/test.sh $(@:test-%=%)
 test-aarch64: ## the part that cross-builds for aarch64 and runs under QEMU
+
+soak: bootstrap ## five demo experts coming and going for SOAK_SECONDS (an hour): nothing may be lost
+	$(PYTHON_IN_VENV) tests/server/soak.py churn --demo --seconds $(SOAK_SECONDS)
 
 bench: bootstrap ## time every operator against its peers
 	$(BENCH)

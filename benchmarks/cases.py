@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from capibara_axion import reference
+from capibara_axion import PackedLinear, reference
 
 HIDDEN = 4096
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -30,6 +30,8 @@ OPS = (
     "gelu_and_mul",
     "linear",
     "linear_int8",
+    "linear_int4",
+    "linear_int4_a16",
     "attention",
     "attention_fp8",
     "kv_cache_append",
@@ -51,6 +53,8 @@ _APPENDED = tuple({"tokens": tokens, "keys": tokens} for tokens in (1, 8, 512))
 _SHAPES: dict[str, tuple[dict[str, int], ...]] = {
     "linear": _LINEAR,
     "linear_int8": _LINEAR,
+    "linear_int4": _LINEAR,
+    "linear_int4_a16": _LINEAR,
     "attention": _PREFILL + _DECODE,
     "attention_fp8": _DECODE[1:],
     "kv_cache_append": _APPENDED,
@@ -152,9 +156,12 @@ class Case:
         """Bytes that the operator has to read and to write, each once."""
         size = DTYPES[self.dtype].itemsize
         if self.linear:
-            weight = 1 if self.op == "linear_int8" else size
+            weights = self.features * self.outputs
             activations = self.tokens * (self.features + self.outputs)
-            return weight * self.features * self.outputs + size * activations
+            if self.op.startswith("linear_int4"):  # and a scale and a zero point for each 128
+                return weights // 2 + weights // 128 * 6 + size * activations
+            weight = 1 if self.op == "linear_int8" else size
+            return weight * weights + size * activations
         if self.cached:
             cache = 1 if self.op.endswith("_fp8") else size
             key_and_value = 2 * self.kv_heads * HEAD_DIM
@@ -290,6 +297,10 @@ def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
             return (a["x"] @ a["weight"].T,)
         case "linear_int8":
             return (reference.linear_int8(a["x"], a["weight"]),)
+        case "linear_int4" | "linear_int4_a16":
+            layer = PackedLinear(a["weight"].astype(np.float32), "int4")
+            method = "w4a16" if case.op == "linear_int4_a16" else "w4a8"
+            return (reference.linear_int4(a["x"], *layer.unpack_int4(), method=method),)
         case "silu_and_mul":
             return (reference.silu_and_mul(a["gate_up"]),)
         case "gelu_and_mul":

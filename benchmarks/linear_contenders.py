@@ -18,19 +18,25 @@ F = torch.nn.functional
 _ops = torch.ops.capibara_axion
 
 
-def _packed_dtype(a: Inputs) -> str | None:
-    return "int8" if a.case.op == "linear_int8" else None
+_OPS = ("linear", "linear_int8", "linear_int4", "linear_int4_a16")
 
 
-@contender(("linear", "linear_int8"), "ours", "packed")
+def _options(a: Inputs) -> dict[str, str]:
+    """What PackedLinear and pack_weight are told."""
+    dtypes = {"linear_int8": "int8", "linear_int4": "int4", "linear_int4_a16": "int4"}
+    options = {"dtype": dtypes[a.case.op]} if a.case.op in dtypes else {}
+    return options | ({"method": "w4a16"} if a.case.op == "linear_int4_a16" else {})
+
+
+@contender(_OPS, "ours", "packed")
 def _packed(a: Inputs) -> Call:
-    x, packed, outputs = a.x, pack_weight(a.weight, _packed_dtype(a)), a.case.outputs
+    x, packed, outputs = a.x, pack_weight(a.weight, **_options(a)), a.case.outputs
     return lambda: _ops.packed_linear(x, packed, outputs)
 
 
-@contender(("linear", "linear_int8"), "ours", "NumPy packed out")
+@contender(_OPS, "ours", "NumPy packed out")
 def _packed_array(a: Inputs) -> Call:
-    layer = capibara_axion.PackedLinear(array(a.weight), dtype=_packed_dtype(a))
+    layer = capibara_axion.PackedLinear(array(a.weight), **_options(a))
     x, result = array(a.x), a.x.new_empty(a.case.tokens, a.case.outputs)
     out = array(result)
     return lambda: (layer(x, out=out), result)[1]

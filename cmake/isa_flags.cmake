@@ -8,7 +8,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(CAPIBARA_FLAGS_avx2 ${CAPIBARA_FLAGS_sse4} -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(CAPIBARA_FLAGS_avx512 ${CAPIBARA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq
       -mavx512vl)
-  set(CAPIBARA_TILE_ISAS avx512_vnni avx512_bf16)
+  set(CAPIBARA_TILE_ISAS avx2 avx512_vnni avx512_bf16)
+  set(CAPIBARA_TILE_FLAGS_avx2 ${CAPIBARA_FLAGS_avx2})
   set(CAPIBARA_TILE_FLAGS_avx512_vnni ${CAPIBARA_FLAGS_avx512} -mavx512vnni)
   # All but one old core that have bf16 instructions have VBMI too.
   set(CAPIBARA_TILE_FLAGS_avx512_bf16 ${CAPIBARA_TILE_FLAGS_avx512_vnni} -mavx512vbmi -mavx512bf16)

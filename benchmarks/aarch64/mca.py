@@ -40,6 +40,18 @@ _WEIGHT = {dtype: {_SIZE[dtype]: "", 4: "f32 weight" if dtype != "f32" else ""} 
 _ROWS = {rows: f"{rows} row{'s' if rows > 1 else ''}" for rows in range(8, 0, -1)}
 _PAIRS = {rows: name for rows, name in _ROWS.items() if rows == 1 or rows % 2 == 0}
 _FEW = {rows: name for rows, name in _PAIRS.items() if rows <= 4}
+# Of 4-bit weights: panels and rows; groups and rows.
+_INT4_KEPT = {
+    41: "1 row, 4 panels",
+    22: "2 rows, 2 panels",
+    **{10 + rows: name for rows, name in _ROWS.items()},
+}
+_INT4_DECODED = {
+    10 * group + rows: f"{name}, group of {group}"
+    for group in (128, 64, 32)
+    for rows, name in _PAIRS.items()
+    if rows > 1
+}
 _FP8 = {dtype: {0: "", 1: "e5m2"} for dtype in DTYPES}
 # Of bfloat16 with BFMMLA, two rows at once for as long as there are two.
 _EXPONENTIALS = {
@@ -74,6 +86,9 @@ LOOPS: dict[tuple[str, str], dict[str, dict[int, str]]] = {
     ("gemm", "by_lane"): {"f32": _ROWS, "f16": _ROWS, "int8": _ROWS},
     ("gemm", "mmla"): {"bf16": _PAIRS, "int8": _PAIRS},
     ("gemm", "mmla_wide"): {"bf16": _FEW, "int8": _FEW},
+    ("gemm", "int4_by_lane"): {"int8": _INT4_KEPT},
+    ("gemm", "int4_mmla"): {"int8": _INT4_DECODED},
+    ("gemm", "int4_decode"): {"int8": {0: ""}},
 }
 # The instruction sets of loops that stand in a source of their own for each.
 TILES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
@@ -84,6 +99,9 @@ TILES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     ("gemm", "mmla"): {"bf16": ("neon_bf16",), "int8": ("neon_bf16",)},
     ("gemm", "mmla_wide"): {"bf16": ("neon_bf16",), "int8": ("neon_bf16",)},
+    ("gemm", "int4_by_lane"): {"int8": ("neon_dotprod", "neon_bf16")},
+    ("gemm", "int4_mmla"): {"int8": ("neon_bf16",)},
+    ("gemm", "int4_decode"): {"int8": ("neon_bf16",)},
 }
 # Operators whose loops run along the depth of a matrix product; the others' unit is a vector.
 BY_DEPTH = frozenset({"gemm"})

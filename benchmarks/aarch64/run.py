@@ -57,7 +57,13 @@ CASES: list[dict[str, Any]] = [
 # Linear layers: tokens, output features, input features.
 CASES += [
     {"op": op, "dtype": dtype, "tokens": m, "outputs": n, "features": k}
-    for op, dtype in (("linear", "f32"), ("linear", "bf16"), ("linear_int8", "bf16"))
+    for op, dtype in (
+        ("linear", "f32"),
+        ("linear", "bf16"),
+        ("linear_int8", "bf16"),
+        ("linear_int4", "bf16"),
+        ("linear_int4_a16", "bf16"),
+    )
     for m, n, k in (
         (64, 64, 64),
         (256, 256, 256),

@@ -54,6 +54,10 @@ void expect_weight_matrix(const TensorView& weight) {
   if (weight.dims != 2) fail(weight, "shape [out_features, in_features]", weight.shape_text());
 }
 
+std::string shape_text(int64_t n, int64_t k) {
+  return "[" + std::to_string(n) + ", " + std::to_string(k) + "]";
+}
+
 void expect_bytes(const TensorView& view) {
   expect_index_type(view, IndexType::kUInt8);
   if (view.dims != 1) fail(view, "one dimension", "shape " + view.shape_text());
@@ -256,20 +260,30 @@ GemmType check_gemm_type(int64_t type) {
                               std::to_string(kGemmTypes - 1) + ", got " + std::to_string(type));
 }
 
-int64_t check_packed_bytes(const char* name, GemmType type, int64_t n, int64_t k) {
-  const std::string shape = "[" + std::to_string(n) + ", " + std::to_string(k) + "]";
+void expect_packable(const char* name, int64_t n, int64_t k) {
   // Far beyond any memory, and far from where byte counts overflow.
   constexpr int64_t kMost = int64_t{1} << 40;
   if (n < 0 || k < 0 || n > kMost || k > kMost || (k > 0 && n > kMost / k)) {
     throw std::invalid_argument(std::string(name) + ": expected at most 2^40 elements, got shape " +
-                                shape);
+                                shape_text(n, k));
   }
+}
+
+int64_t check_packed_bytes(const char* name, GemmType type, int64_t n, int64_t k) {
+  expect_packable(name, n, k);
   if (type == GemmType::kInt8 && k > kMaxInt8Depth) {
     throw std::invalid_argument(std::string(name) + ": expected at most " +
                                 std::to_string(kMaxInt8Depth) +
-                                " columns, whose sums int32 holds, got shape " + shape);
+                                " columns, whose sums int32 holds, got shape " + shape_text(n, k));
   }
   return static_cast<int64_t>(packed_bytes(type, n, k));
+}
+
+const PackedHeader& expect_packed(const TensorView& packed) {
+  if (packed.index != IndexType::kUInt8 || packed.dims != 1 || !packed.contiguous()) {
+    fail(packed, "the array that weights were packed into", "another");
+  }
+  return packed_header(packed.data, packed.numel(), packed.name);
 }
 
 void expect_packed_memory(const TensorView& packed, int64_t bytes) {

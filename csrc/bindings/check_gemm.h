@@ -43,9 +43,14 @@ GemmCall check_packed_linear(const TensorView& x, const TensorView& packed,
 // Its own elements, or memory of the thread that calls, valid until its next call.
 const float* bias_as_f32(const TensorView& bias);
 
+// Any type but kInt4.
 GemmType check_gemm_type(int64_t type);
+// A weight that is not so large that counts of its bytes overflow.
+void expect_packable(const char* name, int64_t n, int64_t k);
 // packed_bytes() of sizes that are checked: those of a weight, by the name that errors have.
 int64_t check_packed_bytes(const char* name, GemmType type, int64_t n, int64_t k);
+// The header of an array that weights were packed into.
+const PackedHeader& expect_packed(const TensorView& packed);
 void expect_packed_memory(const TensorView& packed, int64_t bytes);
 // weight: [n, k]; packed: check_packed_bytes() bytes, to be written.
 void check_pack(const TensorView& weight, const TensorView& packed, GemmType type);

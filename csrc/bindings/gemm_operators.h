@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bindings/check_gemm.h"
+#include "bindings/check_int4.h"
 #include "bindings/operators.h"
 
 namespace capibara {
@@ -91,6 +92,19 @@ void pack_linear(typename B::Array weight, typename B::Array packed, int64_t typ
   const typename B::Unlocked unlocked;
   pack_weights(of, matrix.view.shape[0], matrix.view.shape[1],
                {matrix.view.dtype, matrix.view.data, matrix.view.strides[0]}, view.data);
+}
+
+template <class B>
+void quantize_int4(typename B::Array weight, int64_t group, bool symmetric, typename B::Array codes,
+                   typename B::Array scales, typename B::Array zeros) {
+  const Input<B> matrix(std::move(weight), "weight");
+  const Int4Shape shape = check_quantise_int4(matrix.view, group);
+  const TensorView views[] = {B::view_of(codes, "codes"), B::view_of(scales, "scales"),
+                              B::view_of(zeros, "zeros")};
+  const Int4Weight quantised = check_int4_weight(shape, views[0], views[1], &views[2], true);
+  const typename B::Unlocked unlocked;
+  quantise_int4({matrix.view.dtype, matrix.view.data, matrix.view.strides[0]}, shape.n, shape.k,
+                group, symmetric, quantised);
 }
 
 }  // namespace capibara

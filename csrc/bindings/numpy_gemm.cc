@@ -62,17 +62,12 @@ const char* numpy_name(GemmType type) {
   return kNames[static_cast<int>(type)];
 }
 
-const PackedHeader& header_of(const TensorView& packed) {
-  if (packed.index != IndexType::kUInt8 || packed.dims != 1 || !packed.contiguous()) {
-    fail(packed, "the array that weights were packed into", "another");
-  }
-  return packed_header(packed.data, packed.numel(), packed.name);
-}
-
 // (values, scales or None)
 py::tuple unpack_linear(const py::object& packed) {
   const py::array bytes = as_array(packed, "packed");
-  const PackedHeader& header = header_of(B::view_of(bytes, "packed"));
+  const TensorView view = B::view_of(bytes, "packed");
+  const PackedHeader& header = expect_packed(view);
+  if (header.type == GemmType::kInt4) fail(view, "weights of another type", "int4");
   py::array values(py::dtype(numpy_name(header.type)), {header.n, header.k});
   py::object scales = py::none();
   float* numbers = nullptr;
@@ -139,6 +134,7 @@ void bind_numpy_gemm(py::module_& m) {
   m.def("unpack_linear", &unpack_linear, arg("packed"));
   m.def("repack_linear", &repack_linear, arg("type"), arg("values"), arg("scales"), arg("packed"));
   m.def("packed_nbytes", &packed_nbytes, arg("type"), arg("n"), arg("k"));
+  bind_numpy_int4(m);
   m.def("aligned_empty", &aligned_empty, arg("nbytes"));
 }
 

@@ -66,6 +66,13 @@ void pack_linear_boxed(Value* stack, uint64_t, uint64_t) {
   pack_linear<B>(std::move(weight), std::move(packed), take_int(stack[2]));
 }
 
+// (weight, group_size, symmetric, codes, scales, zeros)
+void quantize_int4_boxed(Value* stack, uint64_t, uint64_t) {
+  Tensor weight(stack[0]), codes(stack[3]), scales(stack[4]), zeros(stack[5]);
+  quantize_int4<B>(std::move(weight), take_int(stack[1]), take_int(stack[2]) != 0, std::move(codes),
+                   std::move(scales), std::move(zeros));
+}
+
 }  // namespace
 
 const Registration kGemmOperators[] = {
@@ -76,6 +83,7 @@ const Registration kGemmOperators[] = {
     {"packed_linear", guarded<packed_linear_boxed>},
     {"packed_linear_out", guarded<packed_linear_out_boxed>},
     {"pack_linear", guarded<pack_linear_boxed>},
+    {"quantize_int4", guarded<quantize_int4_boxed>},
     {nullptr, nullptr},
 };
 

@@ -32,7 +32,7 @@ struct GemmCall {
   GemmType type;
   int64_t m, n, k;
   MatrixView x;
-  const void* packed;  // from pack_weights; null: b
+  const void* packed;  // from pack_weights or pack_int4; null: b
   MatrixView b;
   bool b_transposed;
   const float* bias;  // [n], or null
@@ -49,6 +49,7 @@ void gemm(const GemmCall& call);
 // ---------------------------------------------------------------- weights packed once
 //
 // One run of bytes that says what it is: a header, the scales and offsets of int8, the panels.
+// Those of kInt4: gemm_int4.h; the functions here are for all other types, but for packed_header().
 
 struct PackedHeader {
   char magic[8];
@@ -56,6 +57,8 @@ struct PackedHeader {
   GemmType type;
   Packed a, b;  // as the tiles of the ISA that it was packed for want them
   uint8_t cols, depth;
+  int32_t group;   // of kInt4: as long as the weight's groups
+  int32_t digits;  // of kInt4: 8 bits each, of activations
   int64_t n, k;
   int64_t bytes;
   uint64_t id;  // of this packing; copies have the same

@@ -150,7 +150,7 @@ std::string acl_version() {
 }
 
 bool run_on_acl(const GemmCall& call) {
-  if (!kHasAcl) return false;
+  if (!kHasAcl || call.type == GemmType::kInt4) return false;
   const bool possible = gemm_choice() == GemmChoice::kAcl || table_names_acl();
   return possible &&
          choose(call.type, call.m, call.n, call.k, native_threads(call)) == GemmBackend::kAcl &&

@@ -2,8 +2,8 @@
 // Which library runs a matrix product: this project's own tiles, or Arm Compute Library's where the
 // build has it (CAPIBARA_HAS_ACL).
 //
-// int8 is always native: its scales are one a row of A and one a column of B, those of ACL's
-// NEGEMMLowpMatrixMultiplyCore one a tensor.
+// int4 is always native, and so is int8: its scales are one a row of A and one a column of B, those
+// of ACL's NEGEMMLowpMatrixMultiplyCore one a tensor.
 #pragma once
 
 #include <cstdint>

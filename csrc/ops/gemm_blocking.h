@@ -30,15 +30,29 @@
 
 namespace capibara {
 
+// What there is to know of a tile.
+struct TileShape {
+  int rows, cols;
+  int depth;               // parts of K are multiples of it
+  int unrolled;            // and, but for the last one, of so many of those
+  int64_t a_size, b_size;  // bytes of an element, about
+
+  TileShape(const GemmKernel& kernel)  // what every GemmKernel tells
+      : TileShape{kernel.rows, kernel.cols,       kernel.depth,
+                  16,          size_of(kernel.a), size_of(kernel.b)} {}
+  TileShape(int rows, int cols, int depth, int unrolled, int64_t a_size, int64_t b_size)
+      : rows(rows), cols(cols), depth(depth), unrolled(unrolled), a_size(a_size), b_size(b_size) {}
+};
+
 struct Blocking {
   int64_t mc, nc, kc;  // multiples of the tile's rows, columns, depth
 };
 
 // `packed`: B lies in panels already. Depends on the caches, not on threads.
-Blocking blocking_of(const GemmKernel& kernel, int64_t m, int64_t n, int64_t k, bool packed);
+Blocking blocking_of(const TileShape& tile, int64_t m, int64_t n, int64_t k, bool packed);
 
 // Threads worth starting for m rows, of which no more than mc are multiplied at a time.
-int threads_of(const GemmKernel& kernel, const Blocking& block, int64_t m, int64_t n, int64_t k);
+int threads_of(const TileShape& tile, const Blocking& block, int64_t m, int64_t n, int64_t k);
 
 // Threads in a grid over panels of rows and of columns.
 struct Grid {

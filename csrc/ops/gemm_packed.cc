@@ -9,16 +9,14 @@
 
 #include "base/rounding.h"
 #include "kernels/gemm/pack.h"
+#include "ops/gemm_int4.h"
 #include "ops/parallel.h"
 
 namespace capibara {
 namespace {
 
 constexpr char kMagic[8] = {'c', 'a', 'p', 'i', 'g', 'e', 'm', 'm'};
-constexpr uint32_t kVersion = 1;
-constexpr int64_t kAlignment = 64;
-constexpr int64_t kHeaderBytes = 128;
-static_assert(sizeof(PackedHeader) <= kHeaderBytes);
+constexpr uint32_t kVersion = 2;
 
 // Where each part begins.
 struct Layout {
@@ -26,9 +24,9 @@ struct Layout {
 
   Layout(GemmType type, Packed a, Packed b, int64_t cols, int64_t depth, int64_t n, int64_t k) {
     const int64_t columns = round_up(n, cols);
-    scales = kHeaderBytes;
-    offsets = scales + (type == GemmType::kInt8 ? round_up(columns * 4, kAlignment) : 0);
-    panels = offsets + (a == Packed::kU8 ? round_up(columns * 4, kAlignment) : 0);
+    scales = kPackedHeaderBytes;
+    offsets = scales + (type == GemmType::kInt8 ? round_up(columns * 4, kPackedAlignment) : 0);
+    panels = offsets + (a == Packed::kU8 ? round_up(columns * 4, kPackedAlignment) : 0);
     panel_bytes = round_up(k, depth) * cols * size_of(b);
     end = panels + columns / cols * panel_bytes;
   }
@@ -36,21 +34,13 @@ struct Layout {
 };
 
 PackedHeader header_for(GemmType type, int64_t n, int64_t k) {
-  // Packed bytes may come from another process: two packings with one id would be taken for one.
-  static std::atomic<uint64_t> next_id{(uint64_t{std::random_device()()} << 32)};
   const GemmKernel& kernel = gemm_kernel(type);
-  PackedHeader header = {};
-  std::memcpy(header.magic, kMagic, sizeof kMagic);
-  header.version = kVersion;
-  header.type = type;
+  PackedHeader header = new_packed_header(type, n, k);
   header.a = kernel.a;
   header.b = kernel.b;
   header.cols = static_cast<uint8_t>(kernel.cols);
   header.depth = static_cast<uint8_t>(kernel.depth);
-  header.n = n;
-  header.k = k;
   header.bytes = Layout(header).end;
-  header.id = next_id.fetch_add(1, std::memory_order_relaxed);
   return header;
 }
 
@@ -82,7 +72,26 @@ void add_offsets(const PackedHeader& header, int64_t panel, const int8_t* values
   });
 }
 
+bool fits_here(const PackedHeader& header) {
+  const GemmKernel& kernel = gemm_kernel(header.type);
+  return header.a == kernel.a && header.b == kernel.b && header.cols == kernel.cols &&
+         header.depth == kernel.depth;
+}
+
 }  // namespace
+
+PackedHeader new_packed_header(GemmType type, int64_t n, int64_t k) {
+  // Packed bytes may come from another process: two packings with one id would be taken for one.
+  static std::atomic<uint64_t> next_id{(uint64_t{std::random_device()()} << 32)};
+  PackedHeader header = {};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.version = kVersion;
+  header.type = type;
+  header.n = n;
+  header.k = k;
+  header.id = next_id.fetch_add(1, std::memory_order_relaxed);
+  return header;
+}
 
 PackedParts::PackedParts(const void* packed) {
   const auto& header = *static_cast<const PackedHeader*>(packed);
@@ -174,20 +183,22 @@ const PackedHeader& packed_header(const void* packed, int64_t bytes, const char*
     throw std::invalid_argument(std::string(what) +
                                 ": expected weights that were packed here, got " + got);
   };
-  if (bytes < kHeaderBytes || std::memcmp(packed, kMagic, sizeof kMagic) != 0) {
+  if (bytes < kPackedHeaderBytes || std::memcmp(packed, kMagic, sizeof kMagic) != 0) {
     fail("something else");
   }
-  if (reinterpret_cast<uintptr_t>(packed) % kAlignment != 0) fail("memory that is not aligned");
+  if (reinterpret_cast<uintptr_t>(packed) % kPackedAlignment != 0)
+    fail("memory that is not aligned");
   const auto& header = *static_cast<const PackedHeader*>(packed);
-  if (header.version != kVersion || static_cast<int>(header.type) >= kGemmTypes) {
+  const bool int4 = header.type == GemmType::kInt4;
+  if (header.version != kVersion || (!int4 && static_cast<int>(header.type) >= kGemmTypes)) {
     fail("something else");
   }
-  const GemmKernel& kernel = gemm_kernel(header.type);
-  if (header.a != kernel.a || header.b != kernel.b || header.cols != kernel.cols ||
-      header.depth != kernel.depth) {
-    fail("some that were packed for another instruction set");
-  }
-  if (header.n < 0 || header.k < 0 || header.bytes != bytes || Layout(header).end != bytes) {
+  const bool fits = int4 ? int4_fits_here(header) : fits_here(header);
+  if (!fits) fail("some that were packed for another instruction set");
+  const int64_t expected =
+      int4 ? static_cast<int64_t>(packed_int4_bytes(header.n, header.k, header.group))
+           : Layout(header).end;
+  if (header.n < 0 || header.k < 0 || header.bytes != bytes || expected != bytes) {
     fail(std::to_string(bytes) + " bytes that should be " + std::to_string(header.bytes));
   }
   return header;

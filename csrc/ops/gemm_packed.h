@@ -13,6 +13,13 @@ inline Op op_of(GemmType type) {
   return static_cast<Op>(static_cast<int>(Op::gemm_f32) + static_cast<int>(type));
 }
 
+constexpr int64_t kPackedAlignment = 64;
+constexpr int64_t kPackedHeaderBytes = 128;
+static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes);
+
+// With a number of its own; what lies in the panels and how many bytes they are is not in it yet.
+PackedHeader new_packed_header(GemmType type, int64_t n, int64_t k);
+
 struct PackedParts {
   const float* scales = nullptr;     // of int8, one a column, zero past the last
   const int32_t* offsets = nullptr;  // where the tiles add 128 to A: 128 times each column's sum

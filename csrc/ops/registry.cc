@@ -5,6 +5,7 @@
 #include "kernels/fp8/fp8.h"
 #include "kernels/gated/gated.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/int4.h"
 #include "kernels/kv_cache/kv_cache.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rope/rope.h"
@@ -36,6 +37,7 @@ std::vector<OpInfo> list_ops() {
       describe("gemm_bf16", gemm_kernels(GemmType::kBF16)),
       describe("gemm_f16", gemm_kernels(GemmType::kF16)),
       describe("gemm_int8", gemm_kernels(GemmType::kInt8)),
+      describe("gemm_int4", int4_kernels()),
       describe("attention", attention_softmax_kernels()),
       describe("kv_cache_append", kv_cache_write_kernels()),
       describe("fp8_decode", fp8_decode_kernels()),

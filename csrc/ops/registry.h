@@ -25,12 +25,13 @@ enum class Op : uint8_t {
   gemm_bf16,
   gemm_f16,
   gemm_int8,
+  gemm_int4,
   attention,
   kv_cache_append,
   fp8_decode,
   fp8_encode,
 };
-constexpr int kOps = 16;
+constexpr int kOps = 17;
 
 struct OpInfo {
   const char* name;

@@ -33,10 +33,12 @@ __all__ = [
     "gelu_and_mul",
     "layer_norm",
     "linear",
+    "linear_int4",
     "linear_int8",
     "matmul",
     "paged_attention",
     "quantized",
+    "quantized_groups",
     "rms_norm",
     "rope",
     "silu_and_mul",
@@ -315,6 +317,80 @@ def quantized(x: Array) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         scaled = np.clip(values * factor, -127, 127)
         integers = np.where(np.isfinite(largest), np.rint(scaled), 0)
     return integers.astype(np.int64), largest / np.float32(127)
+
+
+def linear_int4(
+    x: Array,
+    codes: Array,
+    scales: Array,
+    zeros: Array | None = None,
+    bias: Array | None = None,
+    *,
+    method: str = "w4a8",
+    activation: str | None = None,
+    residual: Array | None = None,
+) -> Array:
+    """`linear` of a 4-bit weight, `(codes - zeros) * scales` by groups of columns, as
+    `capibara_axion.PackedLinear.from_int4` has it.
+
+    Integers of x and their scales are computed in float32, as the operator does.
+
+    Args:
+        x: `[..., K]`; each row has a scale for each group, and at least each 128 columns.
+        codes: `[N, K]`, 0 to 15.
+        scales: `[N, K / group]`.
+        zeros: `[N, K / group]`; None: 8 everywhere.
+        bias: `[N]`; or None.
+        method: "w4a8" for 8-bit integers of x, "w4a16" for 16-bit ones.
+        activation: None, "silu", "gelu" or "gelu_tanh".
+        residual: `[..., N]`; or None.
+
+    Returns:
+        `[..., N]` in x's dtype.
+
+    >>> linear_int4(np.array([127.0, 1.4]), np.array([[9, 5]]), np.array([[2.0]]))  # 1.4 becomes 1
+    array([248.])
+    """
+    group = codes.shape[1] // max(scales.shape[1], 1)
+    integers, steps = quantized_groups(x, group if group in (32, 64) else 128, method)
+    offsets = np.full(scales.shape, 8.0) if zeros is None else _wide(zeros)
+    weight = (codes - np.repeat(offsets, group, axis=1)) * np.repeat(_wide(scales), group, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finished((integers * steps) @ weight.T, x.dtype, bias, activation, residual)
+
+
+def quantized_groups(
+    x: Array, group: int, method: str = "w4a8"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Symmetric quantisation of groups of columns, so that x is about integers * steps.
+
+    Args:
+        x: `[..., K]`.
+        group: columns that share a step; the last ones may be fewer.
+        method: "w4a8": steps are max |x| / 127. "w4a16": powers of two, between 2^-14 and 2^-15 of
+            max |x|, or twice that where it would be 2^15 of them but for 0.6 %.
+
+    Returns:
+        (integers, steps), both `[..., K]`. A group that holds NaN or infinity has NaN as its step.
+    """
+    values = x.astype(np.float32)
+    columns = values.shape[-1]
+    count = -(-columns // group)
+    padded = np.zeros((*values.shape[:-1], count * group), np.float32)
+    padded[..., :columns] = values
+    groups = padded.reshape(*values.shape[:-1], count, group)
+    if method == "w4a8":
+        integers, steps = quantized(groups)
+    else:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            largest = np.max(np.abs(groups), axis=-1, keepdims=True, initial=0.0)
+            exponent = (largest.view(np.uint32) + np.uint32(0x18000)) >> np.uint32(23)
+            steps = np.ldexp(1.0, np.maximum(exponent.astype(np.int64), 15) - 14 - 127)
+            finite = np.isfinite(largest)
+            integers = np.where(finite, np.rint(groups / steps), 0).astype(np.int64)
+            steps = np.where(finite, np.where(largest > 0, steps, 0.0), np.nan)
+    spread = np.broadcast_to(_wide(steps), groups.shape).reshape(padded.shape)
+    return _wide(integers).reshape(padded.shape)[..., :columns], spread[..., :columns]
 
 
 def _finished(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from capibara_axion import _core
+from capibara_axion import _core, packed_int4
 from capibara_axion.packed_linear import empty_packed, type_number
 
 # activation: 0 none, 1 silu, 2 gelu, 3 gelu_tanh
@@ -60,6 +60,8 @@ _SCHEMAS = (
     f" {_OPTIONS}) -> ()",
     # type: 0 float32, 1 bfloat16, 2 float16, 3 int8
     "pack_linear(Tensor weight, Tensor(a!) packed, int type) -> ()",
+    "quantize_int4(Tensor weight, int group_size, bool symmetric, Tensor(a!) codes,"
+    " Tensor(b!) scales, Tensor(c!) zeros) -> ()",
     f"flash_attention({_FLASH}) -> Tensor",
     f"flash_attention_out(Tensor(a!) out, {_FLASH}) -> ()",
     f"paged_attention({_PAGED}) -> Tensor",
@@ -85,6 +87,7 @@ _IN_PLACE = (
     "linear_out",
     "packed_linear_out",
     "pack_linear",
+    "quantize_int4",
     "flash_attention_out",
     "paged_attention_out",
     "kv_cache_append",
@@ -182,13 +185,23 @@ def _register() -> torch.library.Library:
 _LIBRARY = _register()
 
 
-def pack_weight(weight: torch.Tensor, dtype: str | None = None) -> torch.Tensor:
+def pack_weight(
+    weight: torch.Tensor,
+    dtype: str | None = None,
+    *,
+    group_size: int = packed_int4.DEFAULT_GROUP,
+    symmetric: bool = False,
+    method: str = packed_int4.DEFAULT_METHOD,
+) -> torch.Tensor:
     """A linear layer's weight, packed for `torch.ops.capibara_axion.packed_linear`.
 
     Args:
         weight: `[out_features, in_features]`, float32, float16 or bfloat16, on the CPU.
-        dtype: of the products: "f32", "bf16", "f16" or "int8", as `capibara_axion.PackedLinear`
-            describes them; the weight's own if None.
+        dtype: of the products: "f32", "bf16", "f16", "int8" or "int4", as
+            `capibara_axion.PackedLinear` describes them; the weight's own if None.
+        group_size: as `PackedLinear` has it, like the others; of int4 alone.
+        symmetric: of int4 alone.
+        method: of int4 alone.
 
     Returns:
         uint8 `[nbytes]`, for this process: the layout is that of the instruction set that was
@@ -196,6 +209,9 @@ def pack_weight(weight: torch.Tensor, dtype: str | None = None) -> torch.Tensor:
         memory is: copies of the tensor work, slices do not.
     """
     number = type_number(dtype, str(weight.dtype).removeprefix("torch."))
+    if number == type_number("int4", ""):
+        parts = packed_int4.quantize(weight, group_size, symmetric)
+        return torch.from_numpy(packed_int4.pack(*parts, packed_int4.digits_of(method)))
     packed = torch.from_numpy(empty_packed(number, weight.shape))
     torch.ops.capibara_axion.pack_linear(weight.detach(), packed, number)
     return packed

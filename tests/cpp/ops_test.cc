@@ -302,7 +302,8 @@ TEST_CASE("registry: every operator is listed, with its implementations") {
   for (int type = 0; type < kGemmTypes; ++type) {
     expected.push_back(std::string("gemm_") + name_of(static_cast<GemmType>(type)));
   }
-  for (const char* name : {"attention", "kv_cache_append", "fp8_decode", "fp8_encode"}) {
+  for (const char* name :
+       {"gemm_int4", "attention", "kv_cache_append", "fp8_decode", "fp8_encode"}) {
     expected.push_back(name);
   }
   const std::vector<OpInfo> ops = list_ops();
@@ -339,6 +340,11 @@ void run_gemm(GemmType type) {
 // With nothing to do.
 void run_other(Op op) {
   switch (op) {
+    case Op::gemm_int4: {
+      GemmCall call = {};
+      call.type = GemmType::kInt4;
+      return gemm(call);
+    }
     case Op::attention:
       return attention({});
     case Op::kv_cache_append: {

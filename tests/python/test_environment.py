@@ -44,7 +44,8 @@ def test_every_isa_passes_the_same_tests(isa: str) -> None:
     """test_values.py begins with a test that the forced one is what runs."""
     vector = isa in VECTOR_ISAS
     tests = ("test_values.py", "test_every_gate.py") if vector else (FORCED_TEST,)
-    files = (str(HERE / name) for name in (*tests, *ATTENTION_TESTS, "test_gemm_values.py"))
+    tests = (*tests, *ATTENTION_TESTS, "test_gemm_values.py", "test_int4.py::test_any")
+    files = (str(HERE / name) for name in tests)
     done = run("-m", "pytest", "-q", *files, CAPIBARA_AXION_ISA=isa)
     assert done.returncode == 0, done.stdout[-4000:]
 

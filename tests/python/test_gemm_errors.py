@@ -251,7 +251,7 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "unknown type",
         lambda: layer(dtype="fp8"),
         ValueError,
-        "dtype: expected one of 'f32', 'bf16', 'f16', 'int8', got 'fp8'",
+        "dtype: expected one of 'f32', 'bf16', 'f16', 'int8', 'int4', got 'fp8'",
     ),
     # the native module's own arguments
     (

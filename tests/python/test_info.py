@@ -33,6 +33,7 @@ OPERATORS = {
     "gemm_bf16",
     "gemm_f16",
     "gemm_int8",
+    "gemm_int4",
     "attention",
     "kv_cache_append",
     "fp8_decode",
@@ -59,7 +60,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert gemm["choice"] in ("auto", "native", "acl")
     assert gemm["acl"] or not gemm["crossovers"]
     for row in gemm["crossovers"]:
-        assert f"gemm_{row['type']}" in OPERATORS - {"gemm_int8"}
+        assert f"gemm_{row['type']}" in OPERATORS - {"gemm_int8", "gemm_int4"}
         assert row["backend"] in ("native", "acl")
         assert row["measured"]
     assert shown["threads"]["per_call"] >= 1

@@ -190,6 +190,12 @@ def products(rng: Any, size: int, dtype: Any) -> Iterator[tuple[str, Any, Any]]:
     for packed in ("f32", "bf16", "f16", "int8"):
         layer = ax.PackedLinear(weight, packed, bias)
         yield f"PackedLinear {packed}", layer(x, residual=residual), product + bias + residual
+    small = np.clip(weight.astype(np.int64), -8, 7)
+    layer = ax.PackedLinear.from_int4(
+        (small + 8).astype(np.uint8), np.ones((21, 1), np.float32), bias=bias, method="w4a16"
+    )
+    product = x.astype(np.float64) @ small.T
+    yield "PackedLinear int4", layer(x, residual=residual), product + bias + residual
 
 
 def attention(rng: Any, size: int, dtype: Any) -> Iterator[tuple[str, Any, Any]]:

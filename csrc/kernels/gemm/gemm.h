@@ -22,8 +22,9 @@
 
 namespace capibara {
 
-// What products are taken of.
-enum class GemmType : uint8_t { kF32, kBF16, kF16, kInt8 };
+// What products are taken of. kInt4: of weights of 4 bits, whose tiles are others (int4.h); all
+// types before it have a table of GemmKernel.
+enum class GemmType : uint8_t { kF32, kBF16, kF16, kInt8, kInt4 };
 constexpr int kGemmTypes = 4;
 const char* name_of(GemmType type);
 
@@ -88,7 +89,8 @@ struct GemmKernel {
   }
 };
 
-// One table a type. Not every ISA has an entry in each: the next lesser one takes its place.
+// One table a type but kInt4. Not every ISA has an entry in each: the next lesser one takes its
+// place.
 const KernelTable<const GemmKernel>& gemm_kernels(GemmType type);
 
 // X(type, isa): every entry but the scalar references. Each is a GemmKernel named

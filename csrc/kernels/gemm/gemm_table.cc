@@ -20,7 +20,7 @@ Table table_of(std::string_view type, const GemmKernel& reference) {
 }  // namespace
 
 const char* name_of(GemmType type) {
-  constexpr const char* kNames[kGemmTypes] = {"f32", "bf16", "f16", "int8"};
+  constexpr const char* kNames[kGemmTypes + 1] = {"f32", "bf16", "f16", "int8", "int4"};
   return kNames[static_cast<int>(type)];
 }
 

@@ -158,67 +158,6 @@ class Packer {
   char* const panel_;
 };
 
-// ---------------------------------------------------------------- scales
-
-#if HWY_ARCH_ARM_A64
-HWY_INLINE void load_four(hn::ScalableTag<uint16_t>, const uint16_t* p,
-                          hn::Vec<hn::ScalableTag<uint16_t>>* v) {
-  const uint16x8x4_t four = vld1q_u16_x4(p);
-  for (size_t k = 0; k < 4; ++k) v[k].raw = four.val[k];
-}
-HWY_INLINE void load_four(hn::ScalableTag<uint32_t>, const uint32_t* p,
-                          hn::Vec<hn::ScalableTag<uint32_t>>* v) {
-  const uint32x4x4_t four = vld1q_u32_x4(p);
-  for (size_t k = 0; k < 4; ++k) v[k].raw = four.val[k];
-}
-#else
-template <class D>
-HWY_INLINE void load_four(D d, const hn::TFromD<D>* p, hn::Vec<D>* v) {
-  for (size_t k = 0; k < 4; ++k) v[k] = hn::LoadU(d, p + k * hn::Lanes(d));
-}
-#endif
-
-// max |x| as bits: of numbers without their sign, the order is that of the integers they are stored
-// as, with NaN above infinity.
-template <class T>
-uint32_t largest_magnitude(const T* x, size_t n) {
-  using Bits = hwy::UnsignedFromSize<sizeof(T)>;
-  const hn::ScalableTag<Bits> d;
-  using V = hn::Vec<decltype(d)>;
-  constexpr size_t kTotals = 4;
-  const size_t lanes = hn::Lanes(d);
-  const V mask = hn::Set(d, static_cast<Bits>(~Bits{0}) >> 1);
-  const Bits* p = reinterpret_cast<const Bits*>(x);
-  V largest[kTotals];
-  for (V& v : largest) v = hn::Zero(d);
-  const auto add = [&](V& total, V v) CAPIBARA_INLINE { total = hn::Max(total, hn::And(v, mask)); };
-  for (size_t steps = n / (kTotals * lanes); steps != 0; --steps) {
-    V loaded[kTotals];
-    load_four(d, p, loaded);
-    for (size_t k = 0; k < kTotals; ++k) add(largest[k], loaded[k]);
-    p += kTotals * lanes;
-  }
-  size_t left = n % (kTotals * lanes);
-  for (; left >= lanes; left -= lanes) {
-    add(largest[0], hn::LoadU(d, p));
-    p += lanes;
-  }
-  if (left != 0) {
-    Bits buffer[hn::MaxLanes(d)] = {};
-    std::memcpy(buffer, p, left * sizeof(T));
-    add(largest[0], hn::LoadU(d, buffer));
-  }
-  const V all = hn::Max(hn::Max(largest[0], largest[1]), hn::Max(largest[2], largest[3]));
-#if HWY_ARCH_ARM_A64
-  if constexpr (sizeof(T) == 2) return vmaxvq_u16(all.raw);
-  if constexpr (sizeof(T) == 4) return vmaxvq_u32(all.raw);
-#endif
-  Bits each[hn::MaxLanes(d)], result = 0;
-  hn::StoreU(all, d, each);
-  for (size_t k = 0; k < lanes; ++k) result = each[k] > result ? each[k] : result;
-  return result;
-}
-
 }  // namespace
 
 void pack_lines(const PackArgs& args) noexcept { Packer(args).pack_lines(); }

@@ -41,12 +41,17 @@ CAPIBARA_INLINE inline void unrolled(const F& f) {
 // keep two pipes of latency 4 busy, where the panels are in a cache.
 constexpr int sets_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
+// Elements in a B of C++.
+template <class B>
+constexpr int kElementsIn = 1;
+
 template <class Op, int rows>
 void tile(int64_t steps, const void* a_panel, const void* b_panel, void* c, int64_t ldc,
           bool accumulate) {
   using Sum = typename Op::Sum;
   constexpr int sets = sets_for(rows);
-  constexpr int kStepA = rows * Op::kDepth, kStepB = 2 * Op::kLanes * Op::kDepth;
+  constexpr int kStepA = rows * Op::kDepth;
+  constexpr int kStepB = 2 * Op::kLanes * Op::kDepth / kElementsIn<typename Op::B>;
   const auto* a = static_cast<const typename Op::A*>(a_panel);
   const auto* b = static_cast<const typename Op::B*>(b_panel);
 

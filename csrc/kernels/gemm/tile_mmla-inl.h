@@ -45,13 +45,6 @@ CAPIBARA_INLINE inline void load_half(const uint8_t*& p, uint8x16_t (&v)[1]) {
   p += 8;
 }
 
-// No instruction: what is loaded from here on is loaded after `sum` is computed. The compiler would
-// otherwise move loads to the top of the loop, and spill what they loaded.
-template <class Sum>
-CAPIBARA_INLINE inline void wait_for(Sum sum, const uint8_t*& left, const uint8_t*& right) {
-  __asm__("" : "+r"(left), "+r"(right) : "w"(sum));
-}
-
 // Op says what a step is; its members stand in the sources that include this:
 //   kChains    see above; a power of two sets makes at least as many
 //   Mark       for CAPIBARA_LOOP

@@ -35,6 +35,13 @@ CAPIBARA_INLINE inline void unrolled(const F& f) {
   unrolled(std::make_integer_sequence<int, n>{}, f);
 }
 
+// No instruction: what is loaded from here on is loaded after `sum` is computed. The compiler would
+// otherwise move loads to the top of the loop, and spill what they loaded.
+template <class Sum>
+CAPIBARA_INLINE inline void wait_for(Sum sum, const uint8_t*& left, const uint8_t*& right) {
+  __asm__("" : "+r"(left), "+r"(right) : "w"(sum));
+}
+
 CAPIBARA_INLINE inline float32x4_t add(float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }
 CAPIBARA_INLINE inline int32x4_t add(int32x4_t x, int32x4_t y) { return vaddq_s32(x, y); }
 CAPIBARA_INLINE inline float32x4_t load(const float* p) { return vld1q_f32(p); }
