@@ -91,5 +91,5 @@ def api_key() -> str | None:
 
 
 def admin_key() -> str | None:
-    """The key for loading and unloading from `CAPIBARA_AXION_ADMIN_KEY`; None when unset or empty."""
+    """The key of operators from `CAPIBARA_AXION_ADMIN_KEY`; None when unset or empty."""
     return os.environ.get("CAPIBARA_AXION_ADMIN_KEY") or None

@@ -108,7 +108,11 @@ async def fake_service(
     """
     sections["lazy_loading"] = {"warmup_pool_size": 0, **sections.get("lazy_loading", {})}
     config = ServerConfig.model_validate({"experts": list(experts), **sections})
-    launcher = Launcher(fake_worker_main, preload=["aiohttp.web"])
+    # What fake workers import; the forkserver does not find `fake_worker` itself.
+    launcher = Launcher(
+        fake_worker_main,
+        preload=["aiohttp.web", "capibara_axion.server.launcher"],
+    )
     metrics = Metrics(state.value for state in ModelState)
     pool = ModelPool(config, launcher, runtime_dir, "info", MemoryLedger(config), metrics)
     gateway = Gateway(pool, api_key, admin_key, metrics)

@@ -45,8 +45,7 @@ _STEP_S = 0.05
 
 
 def fake_worker_main(spec: WorkerSpec, connection: Connection) -> None:
-    processes.die_with_parent()
-    os.setpgid(0, 0)
+    processes.end_with_gateway()
     channel = Channel(connection)
     orders = json.loads(spec.expert.description or "{}")
     for phase, seconds in orders.get("phases", {}).items():

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
@@ -37,31 +39,53 @@ class _WorkerLostError(Exception):
     """The worker's connection broke; whether something had been sent is the stream's to know."""
 
 
+@dataclass
+class _Session:
+    http: aiohttp.ClientSession
+    users: int = 0
+
+
 class WorkerSessions:
-    """An HTTP client session for every worker, closed when the worker ends."""
+    """An HTTP client session for every worker.
+
+    It is closed when the worker has ended and nobody uses the session any more: who still reads
+    from a connection that aiohttp closes would never be told.
+    """
 
     def __init__(self) -> None:
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._sessions: dict[str, _Session] = {}
         self._closing: set[asyncio.Future[None]] = set()
 
-    def of(self, worker: Worker) -> aiohttp.ClientSession:
+    @contextmanager
+    def to(self, worker: Worker) -> Iterator[aiohttp.ClientSession]:
+        """The worker's session, for as long as the block runs."""
         path = worker.spec.socket_path
         session = self._sessions.get(path)
         if session is None:
-            session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path, limit=0),
-                timeout=_WORKER_TIMEOUT,
-                auto_decompress=False,
-                read_bufsize=2**16,
+            session = self._sessions[path] = _Session(
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(path, limit=0),
+                    timeout=_WORKER_TIMEOUT,
+                    auto_decompress=False,
+                    read_bufsize=2**16,
+                )
             )
-            self._sessions[path] = session
-            worker.exited.add_done_callback(lambda _: self._close(path))
-        return session
+            worker.exited.add_done_callback(lambda _: self._close_if_done(worker))
+        session.users += 1
+        try:
+            yield session.http
+        finally:
+            session.users -= 1
+            self._close_if_done(worker)
 
-    def _close(self, path: str) -> None:
-        closing = asyncio.ensure_future(self._sessions.pop(path).close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+    def _close_if_done(self, worker: Worker) -> None:
+        path = worker.spec.socket_path
+        session = self._sessions.get(path)
+        if session is not None and not session.users and worker.exited.done():
+            del self._sessions[path]
+            closing = asyncio.ensure_future(session.http.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
 
 class Forwarder:
@@ -176,7 +200,8 @@ class _Journey:
                 replay=attempt > 1,
             ) as turn:
                 try:
-                    return await self._forward(turn)
+                    with self._forwarder._sessions.to(turn.worker) as session:
+                        return await self._forward(turn, session)
                 except _WorkerLostError:
                     logger.warning(
                         "lost the worker of %s, attempt %d",
@@ -191,7 +216,7 @@ class _Journey:
         message = f"the worker of model {call.model!r} ended twice while it had this request"
         raise ApiError(503, message, code="worker_lost", retry_after_s=1)
 
-    async def _forward(self, turn: Turn) -> web.StreamResponse:
+    async def _forward(self, turn: Turn, session: aiohttp.ClientSession) -> web.StreamResponse:
         self.phase = "waiting"
         headers = {
             "Content-Type": "application/json",
@@ -200,7 +225,6 @@ class _Journey:
             QUEUE_HEADER: f"{turn.queue_s:.6f}",
             LOAD_HEADER: f"{turn.load_s:.6f}",
         }
-        session = self._forwarder._sessions.of(turn.worker)
         overhead = time.perf_counter() - self._began - turn.queue_s
         self._forwarder._metrics.gateway_overhead(max(0.0, overhead))
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +76,14 @@ class EngineExtension:
     """Mixed into vLLM's worker class, for `collective_rpc`."""
 
     rank: int
+
+    def capibara_unlink_shared_memory(self) -> None:
+        """Take the names off the memory that vLLM's ranks on the CPU share, once all have it.
+
+        vLLM never does, and the memory would outlive them; so it goes with the last of them.
+        """
+        for path in Path("/dev/shm").glob(f"{os.environ['VLLM_DIST_IDENT']}-*"):
+            path.unlink(missing_ok=True)
 
     def capibara_compute_on(self, groups: list[list[int]]) -> None:
         """Compute on this rank's group of cores from now on."""

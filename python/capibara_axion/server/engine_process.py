@@ -7,13 +7,10 @@ processes are forked from the engine process, so that all share what the forkser
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
-import importlib
-import importlib.metadata
 import json
 import os
-import pkgutil
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -25,23 +22,19 @@ from typing import Any
 
 import psutil
 import torch
-import vllm.plugins as vllm_plugins
 import vllm.v1.engine.utils as engine_utils
 import vllm.v1.executor.multiproc_executor as multiproc_executor
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.model_executor.models.registry import ModelRegistry
 from vllm.outputs import RequestOutput
-from vllm.platforms import current_platform
 from vllm.renderers import BaseRenderer, ChatParams
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.metrics.loggers import StatLoggerBase
-from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
-from capibara_axion import env, vllm_plugin
-from capibara_axion.server import media, processes
+from capibara_axion import env
+from capibara_axion.server import engine_preload, media, processes
 from capibara_axion.server.engine_extension import (
     EngineExtension,
     compute_on,
@@ -52,75 +45,14 @@ from capibara_axion.server.launcher import WorkerSpec
 from capibara_axion.server.memory import kv_cache_bytes
 from capibara_axion.server.worker_request import WorkerRequest
 
-# What a worker or its engine would import while it loads; these bring the rest along.
-_PRELOADED_MODULES = (
-    "PIL.ImageFile",
-    "blake3",
-    "setproctitle",
-    "transformers.tokenization_mistral_common",
-    "vllm.distributed.elastic_ep.elastic_execute",
-    "vllm.entrypoints.serve.utils.fingerprint",
-    "vllm.model_executor.layers.fused_moe.eep_reconfigure",
-    "vllm.model_executor.layers.quantization.online.base",
-    "vllm.v1.core.sched.scheduler",
-    "vllm.v1.engine.core",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.pool.flash_maxsim",
-    "vllm.v1.worker.cpu_worker",
-)
-
-# Architectures whose classes the forkserver imports; any other is imported by its first worker.
-_PRELOADED_ARCHITECTURES = (
-    "Phi3ForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Gemma3ForConditionalGeneration",
-    "CohereForCausalLM",
-)
-
 # No host has this name (RFC 2606): a request must not make the server fetch what its sender could
 # not reach. An empty list would allow all hosts.
 _NO_MEDIA_DOMAIN = "data-urls-only.invalid"
 
 _MM_PROCESSOR_CACHE_GIB = 0.25
 
-_PLUGIN_GROUPS = (
-    vllm_plugins.DEFAULT_PLUGINS_GROUP,
-    vllm_plugins.STAT_LOGGER_PLUGINS_GROUP,
-    vllm_plugins.IO_PROCESSOR_PLUGINS_GROUP,
-    LOGITSPROCS_GROUP,
-)
-
-# Of general plugins for vLLM, by name: found by `preload`, called in each worker.
-_plugins: dict[str, Callable[[], Any]] = {}
-
 # The request that the current task answers.
 current_request: ContextVar[WorkerRequest] = ContextVar("current_request")
-
-
-def preload() -> None:
-    """Do once, in the forkserver, all of a worker's start that does not depend on its model."""
-    for name in _PRELOADED_MODULES:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    for architecture in _PRELOADED_ARCHITECTURES:
-        _register_in_process(architecture)
-    # vLLM looks for plugins of several kinds in every process, reading the metadata of all packages
-    # each time.
-    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
-    for group in _PLUGIN_GROUPS:
-        importlib.metadata.entry_points(group=group)
-    # Which of our operators replace vLLM's is for each expert to say: what the plugin imports is
-    # imported here, what it replaces is replaced in the worker.
-    _plugins.update(vllm_plugins.load_plugins_by_group(vllm_plugins.DEFAULT_PLUGINS_GROUP))
-    for module in pkgutil.iter_modules(vllm_plugin.__path__, f"{vllm_plugin.__name__}."):
-        with contextlib.suppress(Exception):  # the plugin itself will say what it misses
-            importlib.import_module(module.name)
-    torch.manual_seed(0)  # the first call imports much
-    # It searches all modules for kernels to replace, which takes as long as loading a small model.
-    current_platform.register_triton_kernel_overrides()
-    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
 @dataclass
@@ -156,7 +88,7 @@ def start(spec: WorkerSpec, tell: Callable[[str], object]) -> RunningEngine:
     # instance by an image processor, would be missing in the child and hang it.
     torch.set_num_threads(1)
     os.environ.update(_environment(spec))
-    _call_plugins()
+    engine_preload.call_plugins()
     vllm_config = _vllm_config(spec)
     configured = time.monotonic()
     tell("loading")
@@ -167,8 +99,8 @@ def start(spec: WorkerSpec, tell: Callable[[str], object]) -> RunningEngine:
         with _chat_warmed_up_meanwhile(spec):
             llm = _TimingLLM.from_vllm_config(
                 vllm_config,
-                # Ours beside Prometheus, and none that writes to the log.
-                stat_loggers=[lambda config, index: counters],
+                # And none that writes to the log.
+                stat_loggers=[lambda config, index: counters, _LatePrometheus],
                 disable_log_stats=True,
             )
     except Exception as error:
@@ -206,6 +138,15 @@ class EngineCounters(StatLoggerBase):
 
     def log_engine_initialized(self) -> None:
         pass
+
+
+class _LatePrometheus(PrometheusStatLogger):
+    """Takes its time only after a step's tokens have gone out."""
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        asyncio.get_running_loop().call_soon(
+            lambda: super(_LatePrometheus, self).record(*args, **kwargs)
+        )
 
 
 class CpuClock:
@@ -256,14 +197,6 @@ def _environment(spec: WorkerSpec) -> dict[str, str]:
     return variables
 
 
-def _call_plugins() -> None:
-    if not _plugins:
-        vllm_plugins.load_general_plugins()
-    vllm_plugins.plugins_loaded = True
-    for register in _plugins.values():
-        register()
-
-
 @contextlib.contextmanager
 def _chat_warmed_up_meanwhile(spec: WorkerSpec) -> Iterator[None]:
     """Render a first message while the engine process loads, instead of for the first request."""
@@ -295,7 +228,7 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
     if os.path.isabs(expert.model_path) and not os.path.isdir(expert.model_path):
         raise FileNotFoundError(f"there is no model directory {expert.model_path}")
     for architecture in _architectures(expert.model_path):
-        _register_in_process(architecture)
+        engine_preload.register_in_process(architecture)
     config = AsyncEngineArgs(
         model=expert.model_path,
         served_model_name=expert.expert_id,
@@ -344,15 +277,6 @@ def _architectures(model_path: str) -> list[str]:
             return list(json.load(file).get("architectures") or ())
     except (OSError, ValueError):
         return []  # a hub name, or not a model: vLLM finds out and says so
-
-
-def _register_in_process(architecture: str) -> None:
-    # vLLM inspects a class that it has not imported in a subprocess, which imports everything
-    # again. Processes here are meant to have the class in memory anyway.
-    entry = ModelRegistry.models.get(architecture)
-    if entry is not None:
-        with contextlib.suppress(ImportError):
-            ModelRegistry.register_model(architecture, entry.load_model_cls())
 
 
 def _be_ready_for_other_cores(spec: WorkerSpec) -> None:

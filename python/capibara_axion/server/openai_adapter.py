@@ -144,13 +144,17 @@ class Engine:
 
     def metrics(self) -> bytes:
         """vLLM's own metrics as Prometheus text."""
-        return generate_latest(_VllmMetrics())
+        return generate_latest(_VllmMetrics(self._spec.expert.expert_id))
+
+    async def finish_start(self) -> None:
+        """Do what needs the event loop; then it may serve."""
+        if self._spec.expert.ranks > 1:
+            await self._call(EngineExtension.capibara_unlink_shared_memory)
 
     async def set_cores(self, cpus: Sequence[int]) -> None:
         """Compute on these cores; returns once it does, after the engine's step of this moment."""
         groups = groups_of_cores(cpus, self._spec.expert.ranks)
-        method = EngineExtension.capibara_compute_on.__name__
-        await self._llm.collective_rpc(method, args=(groups,))
+        await self._call(EngineExtension.capibara_compute_on, groups)
 
     def shutdown(self) -> None:
         """Stop the engine process. Nothing may be running."""
@@ -161,6 +165,10 @@ class Engine:
             self._process.join()
         else:
             self._llm.shutdown(timeout=5.0)
+
+    async def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        """Call a method of our extension in every rank, between two steps."""
+        await self._llm.collective_rpc(method.__name__, args=arguments)
 
     async def _answer(self, kind: str, request: WorkerRequest) -> Answer:
         if kind not in self._serving:
@@ -251,10 +259,17 @@ class _RawRequest:
 
 
 class _VllmMetrics:
-    """vLLM's part of the process's metrics."""
+    """vLLM's part of the process's metrics, all of it with the model's name."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
 
     def collect(self) -> Iterator[Metric]:
-        return (metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:"))
+        for metric in REGISTRY.collect():
+            if metric.name.startswith("vllm:"):
+                for sample in metric.samples:
+                    sample.labels.setdefault("model_name", self._model_name)
+                yield metric
 
 
 def _may_be_last(event: str) -> bool:
@@ -264,7 +279,8 @@ def _may_be_last(event: str) -> bool:
 
 def _invalid_request(error: ValidationError) -> ApiError:
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    # Parts with brackets name a type that the value was tried as.
+    where = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
     return ApiError(400, f"{where}: {fault['msg']}" if where else fault["msg"], param=where or None)
 
 

@@ -138,9 +138,10 @@ class Operations:
         }
 
         async def text_of(name: str) -> tuple[str, str]:
-            session = self._sessions.of(workers[name])
-            async with session.get("http://worker/metrics", timeout=_METRICS_TIMEOUT) as answer:
-                return name, await answer.text()
+            with self._sessions.to(workers[name]) as session:
+                get = session.get("http://worker/metrics", timeout=_METRICS_TIMEOUT)
+                async with get as answer:
+                    return name, await answer.text()
 
         texts = await asyncio.gather(*map(text_of, workers), return_exceptions=True)
         self._pool.report(self._metrics)

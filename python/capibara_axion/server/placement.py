@@ -175,7 +175,8 @@ class Placement:
                 plan.stop.append((victim.name, "cancelled" if cancelled else "evicted"))
             return chosen
         if now >= arrived + self._policy.max_wait_s:
-            busy = [m for m in present if m.state is ModelState.READY and not m.settings.pinned]
+            ready = [m for m in present if m.state is ModelState.READY and not m.settings.pinned]
+            busy = [m for m in ready if m.running or not _was_wanted_before(m, arrived)]
             for name in self._choose(busy, slots, size, now) or ():
                 if not self._models[name].retiring:
                     self._models[name].retiring = "aged out"
@@ -229,3 +230,8 @@ class Placement:
 
 def _size(models: list[Model]) -> int:
     return sum(model.size for model in models)
+
+
+def _was_wanted_before(model: Model, arrived: float) -> bool:
+    """Whether somebody waits for it who came first: then it must not go without an answer."""
+    return any(at <= arrived for at, _ in model.waiting.values())

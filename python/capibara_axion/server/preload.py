@@ -21,9 +21,9 @@ os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
 logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
 
 try:
-    from capibara_axion.server import engine_process, openai_adapter, worker  # noqa: F401
+    from capibara_axion.server import engine_preload, openai_adapter, worker  # noqa: F401
 
-    engine_process.preload()
+    engine_preload.preload()
 except Exception:
     logging.getLogger(__name__).exception("vLLM could not be preloaded; loading will be slow")
 

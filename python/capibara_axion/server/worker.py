@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from capibara_axion.server import logs, processes
 from capibara_axion.server.control import BEAT_S, Channel, Cores, Failed, Message, Phase, Ready
@@ -32,6 +33,9 @@ def worker_main(spec: WorkerSpec, connection: Connection) -> None:
     """Load the model, report, serve until SIGTERM. Ends with its gateway, however that ends."""
     processes.end_with_gateway()
     logs.configure(spec.log_level, spec.log_format)
+    # What vLLM says looks alike; the environment has the least level that it says.
+    library = logging.getLogger("vllm")
+    library.handlers[:], library.propagate = logging.getLogger("capibara_axion").handlers, False
     channel = Channel(connection)
     try:
         from capibara_axion.server import openai_adapter
@@ -54,6 +58,8 @@ async def _serve(spec: WorkerSpec, engine: Engine, channel: Channel) -> None:
     # A dead engine cannot be repaired. Ending at once is also the clearest message to the gateway,
     # which then knows which of its requests had sent something.
     loop.add_reader(engine.sentinel, os._exit, _BROKEN)
+
+    await engine.finish_start()
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=engine.metrics(), content_type="text/plain")
@@ -146,5 +152,8 @@ def _unexpected(error: Exception) -> ApiError:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, ValidationError):  # of vLLM's settings: without the settings themselves
+        text = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 500 else text[:497] + "..."
