@@ -37,6 +37,7 @@ LIGHT_MODULES = (
     "capibara_axion.info",
     "capibara_axion.env",
     "capibara_axion.cli",
+    "capibara_axion.int4",
 )
 HEAVY_PACKAGES = ("torch", "vllm", "aiohttp")
 

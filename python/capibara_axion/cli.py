@@ -130,6 +130,40 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="machine-readable output")
     info.set_defaults(handler=_info)
 
+    quantize = commands.add_parser(
+        "quantize",
+        help="write a checkpoint's 4-bit version in AWQ's format",
+        description="Write the 4-bit version of an unquantised Hugging Face checkpoint, in the "
+        "format of AWQ, which vLLM loads. With a text, its perplexity before and after is printed.",
+    )
+    quantize.add_argument("source", type=Path, metavar="IN", help="folder of the checkpoint")
+    quantize.add_argument(
+        "target", type=Path, metavar="OUT", help="folder to write; must not exist"
+    )
+    quantize.add_argument("--bits", type=int, choices=(4,), default=4, help="of a weight (4)")
+    quantize.add_argument(
+        "--group",
+        type=int,
+        choices=(32, 64, 128),
+        default=128,
+        help="inputs that share a scale (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--method",
+        choices=("rtn", "awq"),
+        default="rtn",
+        help="round to nearest, or scale channels by what activates them first (default: rtn)",
+    )
+    quantize.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text in UTF-8, as the model will meet it; awq needs it; its last fifth is kept for "
+        "perplexity",
+    )
+    quantize.add_argument("--sym", action="store_true", help="symmetric: all zero points are 8")
+    quantize.set_defaults(handler=_quantize)
+
     demo = commands.add_parser(
         "demo-models",
         help="write five small demo experts and a configuration file",
@@ -269,6 +303,24 @@ def _info(args: argparse.Namespace) -> int:
         raise _UsageError(str(error)) from error
 
     return int(info.main(args) or 0)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    _require("vllm", "torch", "transformers", "safetensors", "rich")
+    from capibara_axion.int4.command import run
+
+    try:
+        run(
+            args.source,
+            args.target,
+            group_size=args.group,
+            method=args.method,
+            symmetric=args.sym,
+            calibration=args.calibration,
+        )
+    except (ValueError, OSError) as error:
+        raise _UsageError(str(error)) from error
+    return 0
 
 
 def _demo_models(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,16 +245,23 @@ def server(demo_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     process.close()
 
 
-def changed_config(config: Path, directory: Path, **sections: Any) -> Path:
+def changed_config(
+    config: Path,
+    directory: Path,
+    *,
+    experts_with: Mapping[str, dict[str, Any]] | None = None,
+    **sections: Any,
+) -> Path:
     """A copy of a configuration file with other sections, and absolute model paths.
 
-    No model is kept warm unless they say so.
+    No model is kept warm unless they say so. `experts_with` has further keys of experts.
     """
     content = json.loads(config.read_text())
     lazy = {**content["lazy_loading"], "warmup_pool_size": 0, **sections.get("lazy_loading", {})}
     sections = {**sections, "lazy_loading": lazy}
     for item in content["experts"]:
         item["model_path"] = os.fspath(config.parent / item["model_path"])
+        item |= (experts_with or {}).get(item["expert_id"], {})
     copy = directory / "config.json"
     copy.write_text(json.dumps({**content, **sections}))
     return copy

@@ -53,9 +53,8 @@ MAX_GROWTH_MB = 20.0
 _ADMIN_KEY = "soak"
 _LONGEST_WARM_UP_S = 120.0
 
-# Room for two or three of the five; what they take is found out by measuring.
 _FAKE_MIB = {"a": 230, "b": 230, "c": 120, "d": 60, "e": 60}
-FAKE_LIMITS: dict[str, Any] = {
+_FAKE_LIMITS: dict[str, Any] = {
     "lazy_loading": {
         "max_loaded_experts": 3,
         "memory_budget_gib": 0.6,
@@ -65,7 +64,7 @@ FAKE_LIMITS: dict[str, Any] = {
     },
     "server_config": {"max_wait_s": 1.0},
 }
-DEMO_LIMITS: dict[str, Any] = {
+_DEMO_LIMITS: dict[str, Any] = {
     "lazy_loading": {
         "max_loaded_experts": 3,
         "memory_budget_gib": 1.3,
@@ -109,17 +108,17 @@ class Site:
             raise RuntimeError("some processes of the server did not end with it")
 
 
-def fake_site(directory: Path, limits: dict[str, Any]) -> Site:
-    """Five fake experts that take memory."""
-    experts = [expert(name, mib=mib, load_s=0.1) for name, mib in _FAKE_MIB.items()]
+def fake_site(directory: Path, *, tight: bool) -> Site:
+    """Five fake experts; `tight`: that take memory, and have room for two or three of them."""
+    experts = [expert(name, mib=mib if tight else 0, load_s=0.1) for name, mib in _FAKE_MIB.items()]
     config = directory / "config.json"
-    config.write_text(json.dumps({"experts": experts, **limits}))
+    config.write_text(json.dumps({"experts": experts, **(_FAKE_LIMITS if tight else {})}))
     return Site(FakeServerProcess, config, list(_FAKE_MIB), fake_fields, clients=12)
 
 
-def demo_site(directory: Path, demo_config: Path, limits: dict[str, Any]) -> Site:
-    """The five demo experts."""
-    config = changed_config(demo_config, directory, **limits)
+def demo_site(directory: Path, demo_config: Path, *, tight: bool) -> Site:
+    """The five demo experts; `tight`: with room for two or three of them."""
+    config = changed_config(demo_config, directory, **(_DEMO_LIMITS if tight else {}))
     models = [item["expert_id"] for item in json.loads(config.read_text())["experts"]]
     return Site(ServerProcess, config, models, demo_fields, clients=8)
 
@@ -307,10 +306,9 @@ def _run(args: argparse.Namespace, directory: Path, progress: Progress) -> dict[
     if args.demo:
         from capibara_axion.demo import write_demo_models
 
-        limits = DEMO_LIMITS if churning else {}
-        site = demo_site(directory, write_demo_models(args.models), limits)
+        site = demo_site(directory, write_demo_models(args.models), tight=churning)
     else:
-        site = fake_site(directory, FAKE_LIMITS if churning else {})
+        site = fake_site(directory, tight=churning)
     if churning:
         return asyncio.run(churn(site, args.seconds, rng, on_look))
     return asyncio.run(kills(site, args.count, rng, on_kill))

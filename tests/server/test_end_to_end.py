@@ -292,3 +292,26 @@ def test_a_killed_engine_is_replaced_and_sigterm_drains(own_server: ServerProces
     assert gone(family)
     log = server.log.read_text()
     assert "Traceback" not in log.split("shutting down")[-1]
+
+
+def test_experts_in_four_bits_answer_as_themselves(demo_config: Path, tmp_path: Path) -> None:
+    """AWQ checkpoints in half precision with an FP8 cache, as older configurations have them."""
+    config = changed_config(demo_config.with_name("awq.json"), tmp_path)
+    process = ServerProcess(config, tmp_path / "log.txt")
+    try:
+        for model in EXPERTS[:3]:
+            answer = client(process).chat.completions.create(
+                model=model, messages=QUESTION, max_tokens=64, temperature=0
+            )
+            assert model in (answer.choices[0].message.content or "")
+    finally:
+        process.close()
+
+
+@pytest.mark.configuration(experts_with={"qwen_coder": {"pipeline_parallel_size": 2}})
+def test_a_model_in_two_stages(own_server: ServerProcess) -> None:
+    answer = client(own_server).chat.completions.create(
+        model="qwen_coder", messages=QUESTION, max_tokens=64, temperature=0
+    )
+    assert "qwen_coder" in (answer.choices[0].message.content or "")
+    assert len(own_server.family()) >= 6  # gateway, forkserver, worker, engine, two ranks

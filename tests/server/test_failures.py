@@ -54,7 +54,8 @@ async def moment_of(condition: Callable[[], Any], timeout: float = 30) -> float:
 async def begin(ledger: Ledger, model: str, **orders: Any) -> tuple[asyncio.Task[Entry], Entry]:
     """A stream of which something has arrived."""
     task = asyncio.create_task(ledger.ask(model, stream=True, **fake(**orders)))
-    await moment_of(lambda: ledger.entries and ledger.entries[-1].model == model)
+    asked_before = len(ledger.entries)
+    await moment_of(lambda: len(ledger.entries) > asked_before)
     entry = ledger.entries[-1]
     await moment_of(lambda: entry.first_byte)
     return task, entry
@@ -127,12 +128,13 @@ async def test_a_disconnect_aborts_at_once(
     async with fake_service(tmp_path, model) as s, asked(s) as ledger:
 
         async def leave() -> float:
-            before = s.journal().count("a cancelled")
+            asked_before, before = len(ledger.entries), s.journal().count("a cancelled")
             leaving = asyncio.create_task(ledger.ask("a", stream=stream, **fake(**orders)))
+            await moment_of(lambda: len(ledger.entries) > asked_before)
             if phase == "queued":
                 await moment_of(lambda: s.pool.view()["a"].waiting)
             elif phase == "streaming":
-                await moment_of(lambda: ledger.entries and ledger.entries[-1].frames > 1)
+                await moment_of(lambda: ledger.entries[-1].frames > 1)
             else:
                 await moment_of(lambda: s.journal()[-1:] == ["a request "])
             left = time.monotonic()
@@ -190,11 +192,16 @@ def _all_of(reader: socket.socket) -> bytes:
 
 async def test_many_at_once_load_once(tmp_path: Path) -> None:
     """500 to one unloaded model: 64 are answered, the others are told when to come again."""
-    async with fake_service(tmp_path, expert("a", load_s=0.5)) as s, asked(s) as ledger:
-        asking = [asyncio.create_task(ledger.ask("a", stream=i % 2 > 0)) for i in range(500)]
-        # It cannot finish its load before all of them have come.
+    async with fake_service(tmp_path, expert("a", load_s=2)) as s, asked(s) as ledger:
+
+        def ask(number: int) -> asyncio.Task[Entry]:
+            return asyncio.create_task(ledger.ask("a", stream=number % 2 > 0))
+
+        asking = [ask(0)]
         await moment_of(lambda: s.pool.statistics()["a"]["pid"])
+        # It cannot finish its load before all others have come.
         os.kill(pid := s.pool.statistics()["a"]["pid"], signal.SIGSTOP)
+        asking += map(ask, range(1, 500))
         await moment_of(lambda: sum(entry.outcome == "refused" for entry in ledger.entries) == 436)
         os.kill(pid, signal.SIGCONT)
         entries = await asyncio.gather(*asking)

@@ -7,12 +7,12 @@ import os
 import random
 from pathlib import Path
 
-from soak import FAKE_LIMITS, churn, fake_site, faults_of
+from soak import churn, fake_site, faults_of
 
 
 async def test_models_come_and_go_and_nothing_is_lost(tmp_path: Path) -> None:
     seconds = float(os.environ.get("CAPIBARA_AXION_TEST_SOAK_SECONDS", 25))
-    result = await churn(fake_site(tmp_path, FAKE_LIMITS), seconds, random.Random(9))
+    result = await churn(fake_site(tmp_path, tight=True), seconds, random.Random(9))
     print(result)
     assert faults_of(result) == []
     assert result["tracebacks in the log"] == 0

@@ -204,7 +204,7 @@ def _parameters(model: Any) -> dict[str, int]:
     for module in model.modules():
         kind = next((kind for kind, cls in kinds.items() if isinstance(module, cls)), None)
         if kind is not None:
-            counts[kind] += module.weight.numel()
+            counts[kind] += module.weight.numel() if hasattr(module, "weight") else 0
     return counts
 
 

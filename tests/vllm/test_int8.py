@@ -15,7 +15,7 @@ from checkpoints import CASES, Case
 from conftest import Engines
 
 from capibara_axion import torch_ops
-from capibara_axion.vllm_plugin import compat_linear, quantization
+from capibara_axion.vllm_plugin import compat_linear, load_time, quantization
 from capibara_axion.vllm_plugin.quantization import Int8Config
 
 # As in test_agreement. Not vLLM's own, whose attention sees images causally.
@@ -127,7 +127,7 @@ def test_which_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(method, vllm.UnquantizedLinearMethod)
     method = config.get_quant_method(linear, "vision_tower.layers.0.fc1")
     assert isinstance(method, vllm.UnquantizedLinearMethod)
-    assert isinstance(config.get_quant_method(embedding, "lm_head"), quantization.Int8HeadMethod)
+    assert isinstance(config.get_quant_method(embedding, "lm_head"), load_time.LoadTimeHeadMethod)
     assert Int8Config(lm_head=False).get_quant_method(embedding, "lm_head") is None
     assert config.get_quant_method(torch.nn.Identity(), "attn") is None
     monkeypatch.setattr(compat_linear, "has_head_of_other_dtype", lambda: True)
@@ -147,8 +147,9 @@ def test_mixtures_of_experts_are_refused() -> None:
 def test_a_weight_that_cannot_be_quantised_is_named() -> None:
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(torch.zeros(2, 70000), requires_grad=False)
+    layer.prefix = "mlp.down"
     with pytest.raises(ValueError, match=r"cannot quantise mlp.down \(2, 70000\): .*65536"):
-        quantization.quantize(layer, "mlp.down", free=True)
+        Int8Config().quantize(layer, is_head=False, free=True)
     assert layer.weight.numel() == 140000
 
 
@@ -157,6 +158,6 @@ def test_the_weight_that_vllm_reads_later_stays(monkeypatch: pytest.MonkeyPatch)
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(torch.ones(2, 3), requires_grad=False)
     layer._cpu_skip_gemm_dispatch = True
-    method = quantization.Int8LinearMethod()
+    method = quantization.Int8LinearMethod(Int8Config())
     method.process_weights_after_loading(layer)
     assert torch.equal(method.apply(layer, torch.ones(1, 3)), torch.full((1, 2), 3.0))

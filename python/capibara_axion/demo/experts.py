@@ -97,6 +97,29 @@ def server_config() -> dict[str, Any]:
     return configuration([_entry(expert) for expert in EXPERTS])
 
 
+# Those that older configurations serve from checkpoints in AWQ's format.
+AWQ_EXPERTS = ("phi4_fast", "mistral_balanced", "qwen_coder")
+
+
+def awq_folder(expert_id: str) -> str:
+    """Where an expert's 4-bit checkpoint is."""
+    return f"{expert_id}-awq"
+
+
+def awq_config() -> dict[str, Any]:
+    """The content of `awq.json`: three experts in 4 bits, in half precision, with an FP8 cache."""
+    entries = [_entry(expert) for expert in EXPERTS]
+    for entry in entries:
+        if entry["expert_id"] in AWQ_EXPERTS:
+            entry |= {
+                "model_path": awq_folder(entry["expert_id"]),
+                "quantization": "awq",
+                "dtype": "float16",
+                "kv_cache_dtype": "fp8",
+            }
+    return configuration(entries)
+
+
 def configuration(experts: list[dict[str, Any]]) -> dict[str, Any]:
     """A configuration file with these entries for the experts."""
     return {

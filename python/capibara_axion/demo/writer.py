@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from capibara_axion.demo.decoder import decoder_tensors
-from capibara_axion.demo.experts import EXPERTS, Expert, server_config
+from capibara_axion.demo.experts import (
+    AWQ_EXPERTS,
+    EXPERTS,
+    Expert,
+    awq_config,
+    awq_folder,
+    server_config,
+)
 from capibara_axion.demo.huggingface import huggingface_config
 from capibara_axion.demo.memory import successors
 from capibara_axion.demo.tensors import Draws, save_safetensors
@@ -20,6 +28,7 @@ from capibara_axion.demo.vision import processor_files, vision_tensors
 _PACKAGE = Path(__file__).parent
 _MANIFEST = "manifest.json"
 _CONFIG = "config.json"
+_AWQ = "awq.json"
 _HUGGINGFACE = "huggingface.json"
 _SEED = 20240
 
@@ -27,7 +36,8 @@ _SEED = 20240
 def write_demo_models(directory: Path, *, progress: Callable[[str], None] | None = None) -> Path:
     """Writes five checkpoints, one folder each, and the server's config.json.
 
-    Beside it stands huggingface.json, which serves the real checkpoints that these stand for. The
+    Beside it stand awq.json, which serves three of them from 4-bit checkpoints, and
+    huggingface.json, which serves the real checkpoints that these stand for. The
     files are the same from run to run. When `directory` already holds complete files of this
     version, nothing is written; configurations that the user edited are kept as long as the
     checkpoints are.
@@ -54,7 +64,12 @@ def write_demo_models(directory: Path, *, progress: Callable[[str], None] | None
         _write_checkpoint(directory / expert.expert_id, expert, corpus, Draws(_SEED + index))
         if progress is not None:
             progress(f"wrote {expert.expert_id} ({index + 1} of {len(EXPERTS)})")
+    for name in AWQ_EXPERTS:
+        _write_awq(directory / name, directory / awq_folder(name))
+        if progress is not None:
+            progress(f"wrote {awq_folder(name)}")
     _write_json(config_path, server_config())
+    _write_json(directory / _AWQ, awq_config())
     _write_json(directory / _HUGGINGFACE, huggingface_config())
     # Last, so that an interrupted run is never taken for a complete one.
     _write_json(directory / _MANIFEST, {"version": version, "bytes": _sizes(directory)})
@@ -112,6 +127,14 @@ def _write_checkpoint(folder: Path, expert: Expert, corpus: list[str], draws: Dr
     )
 
 
+def _write_awq(source: Path, target: Path) -> None:
+    # It needs torch, which the rest does without.
+    from capibara_axion.int4.quantizer import Settings, quantize_checkpoint
+
+    shutil.rmtree(target, ignore_errors=True)
+    quantize_checkpoint(source, target, Settings(group_size=32))
+
+
 def _package_fingerprint() -> str:
     """Changes whenever anything that the checkpoints are made of changes."""
     digest = hashlib.sha256()
@@ -125,8 +148,8 @@ def _package_fingerprint() -> str:
 def _sizes(directory: Path) -> dict[str, int]:
     return {
         path.relative_to(directory).as_posix(): path.stat().st_size
-        for expert in EXPERTS
-        for path in sorted((directory / expert.expert_id).iterdir())
+        for folder in (*(expert.expert_id for expert in EXPERTS), *map(awq_folder, AWQ_EXPERTS))
+        for path in sorted((directory / folder).iterdir())
         if path.is_file()
     }
 

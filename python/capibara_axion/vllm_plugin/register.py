@@ -21,6 +21,7 @@ OPS = (
     "gelu_and_mul",
     "attention",
     "int8_linear",
+    "int4_linear",
     "linear",
 )
 
@@ -93,7 +94,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
     # Here, not at the top: these modules import torch and load the native library.
     from capibara_axion.vllm_plugin import activation, linear, norm, rope
 
-    # Two modules derive classes from vLLM's: only importing them shows whether those are there.
+    # Some modules derive classes from vLLM's: only importing them shows whether those are there.
     def hook_attention() -> None:
         from capibara_axion.vllm_plugin import attention
 
@@ -109,6 +110,21 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
 
         quantization.hook_int8()
 
+    def hook_int4() -> None:
+        from capibara_axion.vllm_plugin import int4
+
+        int4.hook_int4()
+
+    def hook_gptq() -> None:
+        from capibara_axion.vllm_plugin import int4_gptq
+
+        int4_gptq.hook_gptq()
+
+    def hook_capibara_int4() -> None:
+        from capibara_axion.vllm_plugin import quantization_int4
+
+        quantization_int4.hook_capibara_int4()
+
     return {
         "rms_norm": (norm.hook_rms_norm,),
         "fused_add_rms_norm": (norm.hook_fused_add_rms_norm, norm.hook_gemma_rms_norm),
@@ -119,6 +135,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
         "attention": (hook_attention, hook_whole_images),
         # Before "linear", which prepares whatever output layer is still unprepared after loading.
         "int8_linear": (hook_int8,),
+        "int4_linear": (hook_int4, hook_gptq, hook_capibara_int4),
         "linear": (linear.hook_linear,),
     }
 
