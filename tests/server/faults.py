@@ -72,9 +72,11 @@ async def traffic(
         while not stop.is_set():
             stream = rng.random() < 0.5
             give_up = rng.uniform(0, 1) if rng.random() < cancel_share else None
-            await ledger.ask(
+            entry = await ledger.ask(
                 rng.choice(models), stream=stream, cancel_after_s=give_up, **fields(stream, rng)
             )
+            if entry.outcome == "lost":
+                await asyncio.sleep(1)
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
     try:
@@ -92,13 +94,9 @@ class WorkerKiller:
 
     Args:
         ledger: knows who waits for whom.
-
-    Attributes:
-        kills: how many so far.
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self.kills = 0
         self._ledger = ledger
         self._last_kill: dict[str, float] = {}
 
@@ -119,7 +117,6 @@ class WorkerKiller:
 
         await until(known)
         self._mark(model, now)  # those sent before the gateway knew
-        self.kills += 1
         return True
 
     def _may_lose_its_worker(self, model: str) -> bool:
@@ -147,10 +144,14 @@ async def kill_workers(
 ) -> None:
     """Kill `count` workers of models that are being asked."""
     killer = WorkerKiller(ledger)
-    while killer.kills < count:
+
+    async def killed_one() -> bool:
         await asyncio.sleep(rng.uniform(0, 0.1))
-        if await killer.try_to_kill(rng.choice(models)):
-            on_kill()
+        return await killer.try_to_kill(rng.choice(models))
+
+    for _ in range(count):
+        await until(killed_one, timeout_s=300)
+        on_kill()
 
 
 How = Literal["alone", "with a stopped worker", "after its forkserver", "early"]

@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -192,19 +193,18 @@ async def churn(
     """
     with site.running() as server:
         ledger, watch = Ledger(server.url("")), Watch(server.pid)
-        killer, unloads = WorkerKiller(ledger), 0
+        killer, done = WorkerKiller(ledger), Counter[str]()
         began = time.monotonic()
 
         async def interfere() -> None:
-            nonlocal unloads
             while True:
                 await asyncio.sleep(rng.uniform(0.5, 3))
                 model = rng.choice(site.models)
                 if rng.random() < 0.5:
-                    await killer.try_to_kill(model)
+                    done["kills"] += await killer.try_to_kill(model)
                 else:
                     await ledger.post("/models/unload", {"model": model}, _ADMIN_KEY)
-                    unloads += 1
+                    done["unloads asked for"] += 1
 
         async def idle() -> bool:
             models = (await ledger.stats())["models"].values()
@@ -235,8 +235,7 @@ async def churn(
         "loads": sum(model["loads_total"] for model in models),
         "load failures": sum(model["load_failures_total"] for model in models),
         "unloads": dict(causes),
-        "kills": killer.kills,
-        "unloads asked for": unloads,
+        **done,
         "gateway memory, MB": watch.growth(),
         "event loop lag, ms": _spread(watch.lag_ms),
         "memory of models": watch.predictions(),
@@ -306,7 +305,7 @@ def _run(args: argparse.Namespace, directory: Path, progress: Progress) -> dict[
     if args.demo:
         from capibara_axion.demo import write_demo_models
 
-        site = demo_site(directory, write_demo_models(args.models), tight=churning)
+        site = demo_site(directory, write_demo_models(args.models.resolve()), tight=churning)
     else:
         site = fake_site(directory, tight=churning)
     if churning:
@@ -344,6 +343,8 @@ def main() -> int:
                 "--models", type=Path, default=Path("build/demo"), help="where they are or will be"
             )
     args = parser.parse_args()
+    # asyncio ends its work in order after this one.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     console = Console()
     with (
         tempfile.TemporaryDirectory() as directory,

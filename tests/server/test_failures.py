@@ -42,7 +42,7 @@ async def asked(service: FakeService) -> AsyncIterator[Ledger]:
         await ledger.close()
 
 
-async def moment_of(condition: Callable[[], Any], timeout: float = 30) -> float:
+async def moment_of(condition: Callable[[], Any], timeout: float = 90) -> float:
     """When it came true, by `time.monotonic`."""
     deadline = time.monotonic() + timeout
     while not condition():

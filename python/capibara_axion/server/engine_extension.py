@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server adds to vLLM's worker: the cores that it computes on can change while it runs."""
+"""What the server adds to vLLM's worker: its cores can change while it runs, and a tidy start."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import vllm._custom_ops as vllm_ops
+from vllm.distributed.parallel_state import get_pp_group
 
 
 def groups_of_cores(cpus: Sequence[int], ranks: int) -> list[list[int]]:
@@ -76,6 +78,23 @@ class EngineExtension:
     """Mixed into vLLM's worker class, for `collective_rpc`."""
 
     rank: int
+    model_runner: Any
+
+    def capibara_finish_load(self) -> None:
+        """Return what only loading needed, and make what vLLM makes in a warm-up that is left out.
+
+        The weights as they were read, before they were packed, are free memory that glibc keeps:
+        400 MiB for 494 M parameters, given back in 46 ms.
+        """
+        runner = self.model_runner
+        if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens,
+                dtype=runner.model_config.dtype,
+                device=runner.device,
+            )
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
 
     def capibara_unlink_shared_memory(self) -> None:
         """Take the names off the memory that vLLM's ranks on the CPU share, once all have it.

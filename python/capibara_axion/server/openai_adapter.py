@@ -148,6 +148,7 @@ class Engine:
 
     async def finish_start(self) -> None:
         """Do what needs the event loop; then it may serve."""
+        await self._call(EngineExtension.capibara_finish_load)
         if self._spec.expert.ranks > 1:
             await self._call(EngineExtension.capibara_unlink_shared_memory)
 
