@@ -89,7 +89,7 @@ def _configuration(path: Path | None, scratch: Path) -> Path:
     content = json.loads(path.read_text())
     for expert in content["experts"]:
         expert["model_path"] = os.fspath(path.parent / expert["model_path"])
-    content.setdefault("lazy_loading", {})["auto_unload_after_s"] = _IDLE_S
+    content["lazy_loading"] = {"auto_unload_after_s": _IDLE_S, "warmup_pool_size": 0}
     changed = scratch / "config.json"
     changed.write_text(json.dumps(content))
     return changed

@@ -55,12 +55,13 @@ class _Samples:
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     paths = {"demo": models.demo()[models.DEMO], "shape": models.shape()}
     with figures.progress(console) as progress:
         rows = asyncio.run(_measure(paths[arguments.model], models.shape(), arguments, progress))
     result = described | {
+        "others_share": round(others.share(), 3),
         "unit": "seconds",
         "target": "TTFT within 10 % of undisturbed where cores allow",
         "settings": {
@@ -208,7 +209,7 @@ def _ratios(samples: dict[str, _Samples]) -> dict[str, float]:
 def _show(result: dict[str, Any]) -> None:
     settings = result["settings"]
     table = figures.table(
-        machine.title(
+        figures.title(
             f"{settings['model']} while {settings['other']} is loaded; ms, beside / undisturbed",
             result,
         ),

@@ -39,7 +39,7 @@ _PROMPT_TOKENS, _NEW_TOKENS = 128, 64
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     paths = {"demo": models.demo()[models.DEMO], "shape": models.shape()}
     with figures.progress(console) as progress:
@@ -48,6 +48,7 @@ def main() -> int:
             for name in arguments.models
         }
     result = described | {
+        "others_share": round(others.share(), 3),
         "unit": "seconds",
         "settings": {
             "prompt_tokens": _PROMPT_TOKENS,
@@ -128,7 +129,7 @@ def _body(mode: str, model: Path, seed: int) -> dict[str, Any]:
 
 def _show(result: dict[str, Any]) -> None:
     table = figures.table(
-        machine.title("Eager and compiled, one stream", result),
+        figures.title("Eager and compiled, one stream", result),
         *("", "first load, s", "second load, s", "first answer's TTFT, s", "n"),
         *("decode tokens/s", "ms a token", "p95", f"TTFT of {_PROMPT_TOKENS} tokens, ms", "p95"),
     )

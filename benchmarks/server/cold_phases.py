@@ -51,7 +51,7 @@ _LAST_PHASE = "first token"
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     paths = {name: path for name, path in models.demo().items() if name in arguments.demo}
     if not arguments.no_shape:
@@ -62,6 +62,7 @@ def main() -> int:
     if arguments.demo:
         groups = {"demo experts": arguments.demo} | groups
     result = described | {
+        "others_share": round(others.share(), 3),
         "unit": "seconds",
         "targets": _TARGETS_S,
         "settings": {"prompt_tokens": _PROMPT_TOKENS, "page_cache": "warm"},
@@ -169,7 +170,7 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _show(result: dict[str, Any]) -> None:
     rows = result["cold"]
     table = figures.table(
-        machine.title("Cold start, request to first token; seconds, medians", result),
+        figures.title("Cold start, request to first token; seconds, medians", result),
         *("", "n", "first token", "p95", "max", *_PHASES, _LAST_PHASE),
     )
     for name, row in rows.items():

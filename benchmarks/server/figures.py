@@ -61,6 +61,12 @@ def progress(console: Console) -> Progress:
     )
 
 
+def title(what: str, result: dict[str, Any]) -> str:
+    """A table's heading: the machine, the versions, and what others took of it meanwhile."""
+    others = f"others took {result['others_share']:.0%} of the processors"
+    return f"{machine.title(what, result)}, {others}"
+
+
 def table(title: str, *headings: str) -> Table:
     """A table whose first column is text and whose others are figures."""
     found = Table(title=title, title_justify="left")

@@ -49,7 +49,7 @@ _TARGETS_MS = {"whole p50": 1.0, "whole p99": 5.0, "gap p99": 1.0}
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     experts = [{"expert_id": _MODEL, "model_path": "/nowhere"}]
     with tempfile.TemporaryDirectory() as folder, figures.progress(console) as progress:
@@ -63,6 +63,7 @@ def main() -> int:
                 for number in range(arguments.rounds)
             ]
     result = described | {
+        "others_share": round(others.share(), 3),
         "unit": "seconds",
         "targets_ms": _TARGETS_MS,
         "settings": {
@@ -192,7 +193,7 @@ def _streams_summary(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, A
 def _show(result: dict[str, Any]) -> None:
     settings = result["settings"]
     table = figures.table(
-        machine.title("The gateway, beside its worker's own socket; ms", result),
+        figures.title("The gateway, beside its worker's own socket; ms", result),
         *("", "n", "p50", "p95", "p99", "max"),
     )
     for part, label in (("whole", "whole answer"), ("streams", "token gap")):

@@ -72,7 +72,7 @@ _TARGETS = {"cold, stock / ours": 5.0, "warm, stock / ours": 1.0}
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     paths = {"demo": models.demo()[models.DEMO], "shape": models.shape()}
     result = described | {
@@ -90,6 +90,7 @@ def main() -> int:
             name: asyncio.run(_measure(paths[name], arguments, progress))
             for name in arguments.models
         }
+    result["others_share"] = round(others.share(), 3)
     _show(result)
     machine.write(result, arguments.output)
     return 0
@@ -232,7 +233,7 @@ def _show(result: dict[str, Any]) -> None:
     console = machine.console()
     for model, rows in result["models"].items():
         table = figures.table(
-            machine.title(
+            figures.title(
                 f"{model}: one expert on demand; seconds, {_NEW_TOKENS} tokens an answer", result
             ),
             *("", "n", *_SHOWN, "TTFT median", "TTFT p95"),

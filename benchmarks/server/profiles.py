@@ -43,12 +43,13 @@ _MANY_PROMPT, _MANY_TOKENS = 32, 32
 def main() -> int:
     arguments = _arguments()
     serving.end_servers_on_sigterm()
-    described = machine.describe({})
+    described, others = machine.describe({}), serving.Others()
     console = machine.console()
     model = models.shape()
     with figures.progress(console) as progress:
         steps, many = asyncio.run(_measure(model, arguments, progress))
     result = described | {
+        "others_share": round(others.share(), 3),
         "unit": "seconds",
         "settings": {
             "model": models.SHAPE,
@@ -181,7 +182,7 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _show(result: dict[str, Any]) -> None:
     console = machine.console()
     table = figures.table(
-        machine.title(
+        figures.title(
             f"{_STREAMS} streams and a prompt of {_LONG_PROMPT} tokens, 0.5B shape; ms", result
         ),
         *("tokens a step", "gaps", "undisturbed p50", "gap p50", "p95", "max"),

@@ -15,13 +15,16 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "end_to_end"))
 
 import prepare
+
+import machine
 
 ADMIN_KEY = "benchmark"
 FAKE_SERVER = Path(__file__).resolve().parents[2] / "tests" / "server" / "fake_server.py"
@@ -40,7 +43,12 @@ class Server:
         port: where it listens.
         log: file for its output.
         environment: variables beside this process's own.
+
+    Attributes:
+        spent_s: processor time of all servers that were ended.
     """
+
+    spent_s: ClassVar[float] = 0.0
 
     def __init__(
         self, arguments: Sequence[str], port: int, log: Path, environment: Mapping[str, str]
@@ -66,10 +74,6 @@ class Server:
                 raise RuntimeError(f"no server at {self.url}:\n{tail}")
             time.sleep(_POLL_S)
 
-    def cpu_s(self) -> float:
-        """Processor time of all its processes that run."""
-        return sum(cpu_s_of(process.pid) for process in self._family())
-
     def pause(self) -> None:
         """Stop all its processes, so that they take no processor time, until `resume`."""
         for process in self._family():
@@ -82,6 +86,7 @@ class Server:
     def end(self) -> None:
         """End it and what it started, and wait until all are gone."""
         family = self._family()
+        Server.spent_s += sum(cpu_s_of(process.pid, with_ended=True) for process in family)
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(family, timeout=20)
@@ -168,13 +173,22 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def cpu_s_of(pid: int) -> float:
-    """Processor time of one process so far; 0 if it is gone."""
+class Others(machine.Others):
+    """What others than this process and the servers that it ended took of the processors."""
+
+    @staticmethod
+    def _busy_seconds() -> float:
+        return machine.Others._busy_seconds() - Server.spent_s
+
+
+def cpu_s_of(pid: int, *, with_ended: bool = False) -> float:
+    """Processor time of one process so far, or of its ended children as well; 0 if it is gone."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
         return 0.0
-    return float(times.user + times.system)
+    ended = times.children_user + times.children_system if with_ended else 0.0
+    return float(times.user + times.system + ended)
 
 
 def end_servers_on_sigterm() -> None:

@@ -76,13 +76,19 @@ def linear_cache_file() -> Path | None:
         return None
     if value:
         return Path(value)
+    directory = cache_directory()
+    return None if directory is None else directory / "linear.json"
+
+
+def cache_directory() -> Path | None:
+    """`capibara-axion` in `XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
     caches = os.environ.get("XDG_CACHE_HOME", "")
     try:
         # The specification has relative paths ignored.
         directory = Path(caches) if os.path.isabs(caches) else Path.home() / ".cache"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:
         return None
-    return directory / "capibara-axion" / "linear.json"
+    return directory / "capibara-axion"
 
 
 def api_key() -> str | None:

@@ -83,7 +83,7 @@ async def traffic(
         yield
     finally:
         stop.set()
-        _, late = await asyncio.wait(tasks, timeout=60)
+        _, late = await asyncio.wait(tasks, timeout=180)
         for task in late:  # the ledger has them as never ended
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

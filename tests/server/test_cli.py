@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from capibara_axion import cli
-from capibara_axion.server import processes
+from capibara_axion.server import logs
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_bad_arguments(
 def test_a_port_in_use(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "log_to_stderr", lambda level: None)  # would outlast the test
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)  # would outlast the test
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

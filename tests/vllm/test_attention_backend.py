@@ -361,7 +361,7 @@ def test_the_server_asks_for_the_experts_cache(
     pytest.importorskip("aiohttp")
     config = pytest.importorskip("capibara_axion.server.config")
     launcher = pytest.importorskip("capibara_axion.server.launcher")
-    adapter = pytest.importorskip("capibara_axion.server.openai_adapter")
+    engine = pytest.importorskip("capibara_axion.server.engine_process")
     entry = {"expert_id": "a", "model_path": "m", "kv_cache_dtype": kv_cache_dtype}
     (expert,) = config.ServerConfig.model_validate({"experts": [entry]}).experts
     asked = {}
@@ -374,6 +374,6 @@ def test_the_server_asks_for_the_experts_cache(
             cache = types.SimpleNamespace(kv_cache_memory_bytes=1)
             return types.SimpleNamespace(cache_config=cache)
 
-    monkeypatch.setattr(adapter, "AsyncEngineArgs", EngineArguments)
-    adapter._vllm_config(launcher.WorkerSpec(expert, "/nowhere", (0,), "info"))
+    monkeypatch.setattr(engine, "AsyncEngineArgs", EngineArguments)
+    engine._vllm_config(launcher.WorkerSpec(expert, "/nowhere", (0,), "info"))
     assert asked["kv_cache_dtype"] == kv_cache_dtype

@@ -99,8 +99,9 @@ async def read_body(request: web.Request, settings: ServerSettings) -> bytes:
         ApiError: 408 when they do not arrive in time, 400 when they cannot be decoded.
     """
     try:
-        return await asyncio.wait_for(request.read(), settings.body_timeout_s)
-    except asyncio.TimeoutError:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await request.read()
+    except TimeoutError:
         seconds = settings.body_timeout_s
         message = f"the request's body did not arrive within {seconds:g} s"
         raise ApiError(408, message, code="request_timeout") from None

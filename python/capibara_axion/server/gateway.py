@@ -7,6 +7,7 @@ model it is for.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -220,7 +221,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
     except ConnectionResetError:
-        raise  # the client left while it was being answered
+        # The client left while it was being answered: there is nobody to tell, and nothing to log.
+        raise asyncio.CancelledError from None
     except Exception:
         logger.exception("handling %s %s failed", request.method, request.path)
         failure, headers = ApiError(500, "an internal error; see the server's log"), {}

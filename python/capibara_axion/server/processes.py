@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import logging
 import multiprocessing
 import os
 import shutil
@@ -103,15 +102,3 @@ def _is_abandoned(path: Path) -> bool:
     finally:
         os.close(lock)
     return True
-
-
-def log_to_stderr(level: str) -> None:
-    """Send this package's log, and no library's, to standard error at `level`."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
-    )
-    package = logging.getLogger("capibara_axion")
-    package.handlers[:] = [handler]
-    package.setLevel(level.upper())
-    package.propagate = False
