@@ -68,7 +68,7 @@ _FAKE_LIMITS: dict[str, Any] = {
 _DEMO_LIMITS: dict[str, Any] = {
     "lazy_loading": {
         "max_loaded_experts": 3,
-        "memory_budget_gib": 1.3,
+        "memory_budget_gib": 0.75,
         "auto_unload_after_s": 5.0,
         "warmup_pool_size": 1,
         "warm_refill_after_s": 10.0,
@@ -314,14 +314,20 @@ def _run(args: argparse.Namespace, directory: Path, progress: Progress) -> dict[
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(show_header=False)
+    table = Table(show_header=False, show_lines=True)
     for name, value in result.items():
         if isinstance(value, dict):
-            value = "\n".join(f"{key}: {part}" for key, part in value.items())
-        elif isinstance(value, list):
-            value = "\n".join(map(str, value[:20])) or "none"
-        table.add_row(name, str(value))
+            parts = [f"{key}: {_line(part)}" for key, part in value.items()]
+        else:
+            parts = value if isinstance(value, list) else [value]
+        table.add_row(name, "\n".join(map(str, parts[:20])) or "none")
     return table
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return str(value)
 
 
 def main() -> int:

@@ -45,9 +45,14 @@ _NEW_TOKENS = 8
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one engine in this process."""
+    import torch
     from torch._dynamo.utils import counters
     from vllm import LLM, SamplingParams
 
+    # vLLM's own attention uses AMX where the processor shows it, but only oneDNN asks the kernel
+    # for it: without that, as in models too small for oneDNN to use it, it is an illegal
+    # instruction.
+    torch.cpu._init_amx()
     log = _Log()
     preempted = _count_preemptions()
     options: dict[str, Any] = {"enforce_eager": True}

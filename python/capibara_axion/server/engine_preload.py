@@ -78,6 +78,9 @@ def preload() -> None:
         with contextlib.suppress(Exception):  # the plugin itself will say what it misses
             importlib.import_module(module.name)
     torch.manual_seed(0)  # the first call imports much
+    # vLLM's own attention may use AMX, and does not ask the kernel for it; without that it would
+    # be an illegal instruction. Children inherit the permission.
+    torch.cpu._init_amx()
     # It searches all modules for kernels to replace, which takes as long as loading a small model.
     current_platform.register_triton_kernel_overrides()
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
