@@ -35,7 +35,7 @@ def run(
         capture_output=True,
         text=True,
         check=check,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -177,8 +177,8 @@ class Ledger:
         return {
             "requests": len(self.entries),
             "outcomes": dict(Counter(entry.outcome or "never ended" for entry in self.entries)),
-            "hit by a kill": len(hit),
-            "of these answered": sum(entry.outcome == "answered" for entry in hit),
-            "slowest end of a broken stream, s": round(max(ends, default=0.0), 3),
+            "hit": len(hit),
+            "hit_and_answered": sum(entry.outcome == "answered" for entry in hit),
+            "slowest_end_s": round(max(ends, default=0.0), 3),
             "lost": [f"{entry.model}: {entry.detail}" for entry in self.lost()],
         }

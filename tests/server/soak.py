@@ -166,12 +166,12 @@ class Watch:
         return {
             name: {
                 "loads": len(pairs),
-                "predicted MiB": round(statistics.median(p for p, _ in pairs) / 2**20, 1),
-                "measured MiB": round(statistics.median(m for _, m in pairs) / 2**20, 1),
-                "median deviation, %": round(
+                "predicted": round(statistics.median(p for p, _ in pairs) / 2**20, 1),
+                "measured": round(statistics.median(m for _, m in pairs) / 2**20, 1),
+                "median_deviation_percent": round(
                     100 * statistics.median(abs(p - m) / m for p, m in pairs), 1
                 ),
-                "first deviation, %": round(100 * (pairs[0][0] / pairs[0][1] - 1), 1),
+                "first_deviation_percent": round(100 * (pairs[0][0] / pairs[0][1] - 1), 1),
             }
             for name, pairs in sorted(self.loads.items())
         }
@@ -204,7 +204,7 @@ async def churn(
                     done["kills"] += await killer.try_to_kill(model)
                 else:
                     await ledger.post("/models/unload", {"model": model}, _ADMIN_KEY)
-                    done["unloads asked for"] += 1
+                    done["unloads_asked_for"] += 1
 
         async def idle() -> bool:
             models = (await ledger.stats())["models"].values()
@@ -233,13 +233,13 @@ async def churn(
         "seconds": round(elapsed, 1),
         **ledger.summary(),
         "loads": sum(model["loads_total"] for model in models),
-        "load failures": sum(model["load_failures_total"] for model in models),
+        "load_failures": sum(model["load_failures_total"] for model in models),
         "unloads": dict(causes),
         **done,
-        "gateway memory, MB": watch.growth(),
-        "event loop lag, ms": _spread(watch.lag_ms),
-        "memory of models": watch.predictions(),
-        "tracebacks in the log": log.count("Traceback"),
+        "gateway_mb": watch.growth(),
+        "event_loop_lag_ms": _spread(watch.lag_ms),
+        "model_mib": watch.predictions(),
+        "tracebacks": log.count("Traceback"),
     }
 
 
@@ -263,16 +263,16 @@ async def gateway_kills(directory: Path, count: int, on_kill: Callable[[], None]
         took.append(seconds)
         orphans += left
         on_kill()
-    return {"kills": count, "orphans after 5 s": orphans, "gone after, s": _spread(took)}
+    return {"kills": count, "orphans": orphans, "gone_after_s": _spread(took)}
 
 
 def faults_of(result: dict[str, Any]) -> list[str]:
     """What is wrong with a result; an empty list is good."""
     faults = [f"lost: {entry}" for entry in result.get("lost", [])]
-    faults += [f"orphan: {process}" for process in result.get("orphans after 5 s", [])]
-    if (end := result.get("slowest end of a broken stream, s", 0)) > 2:
+    faults += [f"orphan: {process}" for process in result.get("orphans", [])]
+    if (end := result.get("slowest_end_s", 0)) > 2:
         faults.append(f"a broken stream ended {end} s after the kill")
-    growth = result.get("gateway memory, MB", {}).get("growth", 0)
+    growth = result.get("gateway_mb", {}).get("growth", 0)
     if growth >= MAX_GROWTH_MB:
         faults.append(f"the gateway grew by {growth} MB")
     return faults
@@ -314,7 +314,7 @@ def _run(args: argparse.Namespace, directory: Path, progress: Progress) -> dict[
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(show_header=False, show_lines=True)
+    table = Table(show_header=False)
     for name, value in result.items():
         if isinstance(value, dict):
             parts = [f"{key}: {_line(part)}" for key, part in value.items()]
