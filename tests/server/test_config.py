@@ -426,3 +426,22 @@ def test_workers_never_see_the_api_key(tmp_path: Path) -> None:
     assert environment["HF_HUB_OFFLINE"] == "1"
     hub = load(tmp_path, one(model_path="owner/name"))
     assert worker_environment(hub, tmp_path, "info")["HF_HUB_OFFLINE"] is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (64, None)),
+        ({"profile": "latency"}, (16, 512)),
+        ({"profile": "throughput"}, (64, 8192)),
+        ({"profile": "latency", "max_num_seqs": 5}, (5, 512)),
+        ({"profile": "latency", "max_num_batched_tokens": 2048}, (16, 2048)),
+        ({"profile": "latency", "enable_chunked_prefill": False}, (16, None)),
+    ],
+)
+def test_a_profile_fills_in_what_the_file_leaves_open(
+    keys: dict[str, Any], expected: tuple[int, int | None]
+) -> None:
+    entry = {"expert_id": "a", "model_path": "m", **keys}
+    (expert,) = ServerConfig.model_validate({"experts": [entry]}).experts
+    assert expert.step_limits == expected

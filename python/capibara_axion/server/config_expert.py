@@ -90,6 +90,11 @@ class FlashAttentionConfig(Section):
     """Longest sequence that it was used for."""
 
 
+# Of each profile: requests and tokens of one step. With 0.5e9 weights on two cores here 512 tokens
+# take about a second, and that is how long running streams wait for a step of a long prompt.
+_STEP_LIMITS = {"latency": (16, 512), "throughput": (64, 8192)}
+
+
 class ExpertConfig(Section):
     """One model, how its engine is set up, and when it is loaded.
 
@@ -250,6 +255,20 @@ class ExpertConfig(Section):
     def has_fp8_cache(self) -> bool:
         """Whether keys and values are stored in 8 bits."""
         return self.kv_cache_dtype.startswith("fp8")
+
+    @property
+    def step_limits(self) -> tuple[int, int | None]:
+        """Requests and tokens that one step computes at most; no tokens: as vLLM chooses."""
+        seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
+        if self.profile is None:
+            return seqs, tokens
+        profile_seqs, profile_tokens = _STEP_LIMITS[self.profile]
+        if "max_num_seqs" not in self.model_fields_set:
+            seqs = profile_seqs
+        # A prompt that is not divided over steps must fit into one.
+        if tokens is None and self.enable_chunked_prefill is not False:
+            tokens = max(profile_tokens, seqs)
+        return seqs, tokens
 
     @property
     def compiled(self) -> bool:

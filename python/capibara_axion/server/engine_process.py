@@ -229,6 +229,7 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         raise FileNotFoundError(f"there is no model directory {expert.model_path}")
     for architecture in _architectures(expert.model_path):
         engine_preload.register_in_process(architecture)
+    max_num_seqs, max_num_batched_tokens = expert.step_limits
     config = AsyncEngineArgs(
         model=expert.model_path,
         served_model_name=expert.expert_id,
@@ -241,8 +242,8 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
         distributed_executor_backend="uni" if expert.ranks == 1 else "mp",
         worker_extension_cls=f"{EngineExtension.__module__}.{EngineExtension.__qualname__}",
         max_model_len=expert.max_model_len,
-        max_num_seqs=expert.max_num_seqs,
-        max_num_batched_tokens=expert.max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
         enable_chunked_prefill=expert.enable_chunked_prefill,
         enable_prefix_caching=expert.enable_prefix_caching,
         enforce_eager=not expert.compiled,
