@@ -15,7 +15,7 @@ What is decided, without input or output
     routing, routing_*          which expert answers "auto"
 
 What is done in the gateway's process
-    pool                        the one owner of the scheduler; carries out its effects
+    pool, pool_*                the one owner of the scheduler; carries out its effects
     launcher, processes         starts and stops workers through a forkserver
     control                     what a worker and the gateway tell each other
     ledger, memory, checkpoint  what models take, predicted and measured

@@ -24,7 +24,8 @@ from capibara_axion.server.errors import ApiError
 from capibara_axion.server.event_stream import EventStream
 from capibara_axion.server.launcher import Worker
 from capibara_axion.server.metrics import CancelPhase, Metrics
-from capibara_axion.server.pool import ModelPool, Turn
+from capibara_axion.server.pool import ModelPool
+from capibara_axion.server.pool_records import Turn
 
 logger = logging.getLogger(__name__)
 

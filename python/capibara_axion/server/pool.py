@@ -12,11 +12,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,9 @@ from capibara_axion.server.ledger import MemoryLedger
 from capibara_axion.server.metrics import Metrics
 from capibara_axion.server.models import ModelState, ModelView
 from capibara_axion.server.news import News
-from capibara_axion.server.policy import ModelSettings, Policy
+from capibara_axion.server.policy import ModelSettings
+from capibara_axion.server.pool_policy import available_cpus, policy_of, settings_of
+from capibara_axion.server.pool_records import Counters, Life, Turn
 from capibara_axion.server.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -40,77 +39,6 @@ _WATCH_S = 0.5
 _HELD_UP_S = 2.0
 
 _STATUS_OF = {"too_many_requests": 429, "deadline_exceeded": 408, "model_removed": 404}
-
-
-@dataclass
-class Turn:
-    """A request's permission to use a worker.
-
-    Attributes:
-        worker: where to send it.
-        queue_s: how long it waited in all.
-        load_s: how much of that the model was loading.
-        served: to be set once the worker has answered.
-    """
-
-    worker: Worker
-    queue_s: float
-    load_s: float
-    served: bool = False
-
-
-@dataclass
-class _Counters:
-    loads: int = 0
-    load_failures: int = 0
-    unloads: Counter[str] = field(default_factory=Counter)
-    worker_exits: int = 0
-    requests: int = 0
-    last_load_s: float | None = None
-    load_began: float = 0.0
-    load_ended: float = 0.0
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Life:
-    """A worker that was asked for: told to stop before it exists, it is killed when it does."""
-
-    generation: int
-    worker: Worker | None = None
-    stopping: bool = False
-    task: asyncio.Task[None] | None = None
-
-
-def settings_of(expert: ExpertConfig, config: ServerConfig, size: int) -> ModelSettings:
-    """What the scheduler is told of an expert of the configuration."""
-    return ModelSettings(
-        size=size,
-        priority=expert.priority,
-        pinned=expert.pinned or not config.lazy_loading.enabled,
-        keep_alive_s=expert.keep_alive_s,
-        max_requests=expert.max_requests or config.server_config.max_requests_per_model,
-        least_cores=expert.ranks,
-        most_cores=expert.threads,
-    )
-
-
-def policy_of(config: ServerConfig, cores: int) -> Policy:
-    """The scheduler's limits as the configuration has them."""
-    settings, lazy = config.server_config, config.lazy_loading
-    return Policy(
-        max_loaded=min(lazy.max_loaded_experts, len(config.experts)),
-        max_requests=settings.max_requests,
-        cores=cores,
-        warm_models=min(lazy.warmup_pool_size, lazy.max_loaded_experts),
-        warm_refill_s=lazy.warm_refill_after_s,
-        idle_unload_s=lazy.auto_unload_after_s,
-        load_timeout_s=settings.load_timeout_s,
-        queue_timeout_s=settings.queue_timeout_s,
-        max_wait_s=settings.max_wait_s,
-        backoff_s=settings.restart_backoff_s,
-        backoff_max_s=settings.restart_backoff_max_s,
-    )
 
 
 class ModelPool:
@@ -137,7 +65,7 @@ class ModelPool:
         self.experts: dict[str, ExpertConfig] = {e.expert_id: e for e in config.experts}
         self.news = News()
         self._config = config
-        self.cpus = _available_cpus()
+        self.cpus = available_cpus()
         self._memory = memory
         self._metrics = metrics
         self._scheduler = Scheduler(
@@ -151,9 +79,9 @@ class ModelPool:
         self._request_ids = itertools.count(1)
         self._socket_ids = itertools.count(1)
         self._turns: dict[int, asyncio.Future[Worker]] = {}
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, Life] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._counters = {name: _Counters() for name in self.experts}
+        self._counters = {name: Counters() for name in self.experts}
         self._states: dict[str, str] = {}
         self._memory_task: asyncio.Task[None] | None = None
         self._measuring = asyncio.Lock()
@@ -235,7 +163,7 @@ class ModelPool:
         self._config = config
         self.experts = {e.expert_id: e for e in config.experts}
         for name in self.experts:
-            self._counters.setdefault(name, _Counters())
+            self._counters.setdefault(name, Counters())
         policy = policy_of(config, len(self.cpus))
         self._memory.reconfigure(config)
         self._handle(events.Reconfigured(self._settings(config), reload, policy))
@@ -358,7 +286,7 @@ class ModelPool:
                     self._settle(request, error)
                 case events.StartWorker(model, generation, cores, cause):
                     logger.info("loading %s (%s)", model, cause)
-                    life = self._lives[model] = _Life(generation)
+                    life = self._lives[model] = Life(generation)
                     counters = self._counters[model]
                     counters.load_began, counters.load_ended = self._loop.time(), float("inf")
                     life.task = self._spawn(self._run_worker(model, life, cores))
@@ -406,7 +334,7 @@ class ModelPool:
 
     # Tasks
 
-    async def _run_worker(self, model: str, life: _Life, cores: Sequence[int]) -> None:
+    async def _run_worker(self, model: str, life: Life, cores: Sequence[int]) -> None:
         """The life of one worker: load, then serve until it ends, told to or not."""
         counters = self._counters[model]
         try:
@@ -434,7 +362,7 @@ class ModelPool:
         self._forget(model, life)
         self._handle(events.WorkerExited(model, life.generation))
 
-    async def _load(self, model: str, life: _Life, spec: WorkerSpec) -> Worker:
+    async def _load(self, model: str, life: Life, spec: WorkerSpec) -> Worker:
         counters = self._counters[model]
         began = counters.load_began
         worker = await self._launcher.launch(spec)
@@ -456,7 +384,7 @@ class ModelPool:
         self.news.tell("loaded", model=model, seconds=counters.last_load_s)
         return worker
 
-    async def _watch(self, model: str, life: _Life, worker: Worker) -> None:
+    async def _watch(self, model: str, life: Life, worker: Worker) -> None:
         patience = self.settings.hang_timeout_s
         looked = self._loop.time()
         detector = HangDetector(patience, looked)
@@ -473,7 +401,7 @@ class ModelPool:
                 self.news.tell("hung", model=model, why=why)
                 self._handle(events.WorkerHung(model, life.generation))
 
-    async def _set_cores(self, model: str, life: _Life, cores: Sequence[int]) -> None:
+    async def _set_cores(self, model: str, life: Life, cores: Sequence[int]) -> None:
         assert life.worker is not None
         try:
             await life.worker.set_cores([self.cpus[core] for core in cores])
@@ -498,7 +426,7 @@ class ModelPool:
             self._handle(events.MemoryKnown(name, self._memory.size(name)))
         self._handle(events.BudgetKnown(self._memory.budget()))
 
-    def _forget(self, model: str, life: _Life) -> None:
+    def _forget(self, model: str, life: Life) -> None:
         if self._lives.get(model) is life:
             del self._lives[model]
 
@@ -541,9 +469,3 @@ def _mark_seen(future: asyncio.Future[Worker]) -> None:
     # A refusal may come while the client is leaving; then nobody awaits it, and asyncio complains.
     if not future.cancelled():
         future.exception()
-
-
-def _available_cpus() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
