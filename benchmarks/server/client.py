@@ -156,8 +156,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections for clients, as many as they want."""
-    connector = aiohttp.TCPConnector(limit=0)
+    """Connections for clients, as many as they want, each for one request.
+
+    A server that was stopped for a while closes those that it has kept.
+    """
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
