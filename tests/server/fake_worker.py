@@ -71,7 +71,7 @@ async def _serve(spec: WorkerSpec, channel: Channel, orders: dict[str, Any]) -> 
     app.router.add_get("/metrics", fake.metrics)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.UnixSite(runner, spec.socket_path).start()
+    await web.UnixSite(runner, spec.socket_path, backlog=processes.LISTEN_BACKLOG).start()
     channel.send(Ready({"fake": True}))
     loop.add_reader(channel.fileno(), fake.on_message)
     beats = asyncio.create_task(fake.beat())

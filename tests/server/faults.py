@@ -237,7 +237,7 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 60) -> None:
+async def until(condition: Callable[[], Awaitable[Any]], timeout_s: float = 60) -> None:
     """Poll a server until something is so."""
     deadline = time.monotonic() + timeout_s
     while not await condition():

@@ -23,7 +23,16 @@ from typing import Any
 import psutil
 import pytest
 from conftest import FakeService, expert, fake_service
-from faults import HOWS, fake_fields, gateway_config, kill_gateway, kill_workers, traffic
+from faults import (
+    HOWS,
+    FakeServerProcess,
+    fake_fields,
+    gateway_config,
+    kill_gateway,
+    kill_workers,
+    traffic,
+    until,
+)
 from ledger import Entry, Ledger
 
 CHAT = "/v1/chat/completions"
@@ -192,23 +201,39 @@ def _all_of(reader: socket.socket) -> bytes:
 
 async def test_many_at_once_load_once(tmp_path: Path) -> None:
     """500 to one unloaded model: 64 are answered, the others are told when to come again."""
-    async with fake_service(tmp_path, expert("a", load_s=2)) as s, asked(s) as ledger:
+    config = tmp_path / "config.json"
+    lazy_loading = {"warmup_pool_size": 0}
+    config.write_text(
+        json.dumps({"experts": [expert("a", load_s=2)], "lazy_loading": lazy_loading})
+    )
+    server = await asyncio.to_thread(FakeServerProcess, config, tmp_path / "log.txt")
+    ledger = Ledger(server.url(""))
 
-        def ask(number: int) -> asyncio.Task[Entry]:
-            return asyncio.create_task(ledger.ask("a", stream=number % 2 > 0))
+    async def pid() -> Any:
+        return (await ledger.stats())["models"]["a"]["pid"]
 
+    async def all_have_come() -> bool:
+        return sum(entry.outcome == "refused" for entry in ledger.entries) == 436
+
+    def ask(number: int) -> asyncio.Task[Entry]:
+        return asyncio.create_task(ledger.ask("a", stream=number % 2 > 0))
+
+    try:
         asking = [ask(0)]
-        await moment_of(lambda: s.pool.statistics()["a"]["pid"])
-        # It cannot finish its load before all others have come.
-        os.kill(pid := s.pool.statistics()["a"]["pid"], signal.SIGSTOP)
+        await until(pid)
+        os.kill(worker := await pid(), signal.SIGSTOP)  # so that it is not there before they are
         asking += map(ask, range(1, 500))
-        await moment_of(lambda: sum(entry.outcome == "refused" for entry in ledger.entries) == 436)
-        os.kill(pid, signal.SIGCONT)
+        await until(all_have_come)
+        os.kill(worker, signal.SIGCONT)
         entries = await asyncio.gather(*asking)
-        assert ledger.summary()["outcomes"] == {"answered": 64, "refused": 436}
-        assert all(1 <= e.retry_after_s <= 60 for e in entries if e.retry_after_s is not None)
-        assert s.pool.statistics()["a"]["loads_total"] == 1
-        assert s.journal().count("a loaded") == 1
+        loads = (await ledger.stats())["models"]["a"]["loads_total"]
+    finally:
+        print(ledger.summary())
+        await ledger.close()
+        server.close()
+    assert ledger.summary()["outcomes"] == {"answered": 64, "refused": 436}
+    assert all(1 <= e.retry_after_s <= 60 for e in entries if e.retry_after_s is not None)
+    assert loads == 1
 
 
 async def test_streams_end_though_the_gateway_was_busy_when_their_worker_died(

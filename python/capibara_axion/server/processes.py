@@ -18,6 +18,10 @@ from pathlib import Path
 
 import psutil
 
+# Connections that may wait to be accepted, as when hundreds of clients come at once; one too many
+# is dropped without a word, and tried again after seconds. The kernel may allow fewer.
+LISTEN_BACKLOG = 4096
+
 _PR_SET_PDEATHSIG = 1
 _PREFIX = "capibara-axion-"
 _FRESH = "new-"

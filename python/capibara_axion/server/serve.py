@@ -161,9 +161,9 @@ async def _run(
             runners.append(runner)
             sock = _bind(listen.host, port)
             ports.append(sock.getsockname()[1])
-            sites.append(web.SockSite(runner, sock))
-        if config.server_config.unix_socket is not None:
-            sites.append(web.UnixSite(runners[0], config.server_config.unix_socket))
+            sites.append(web.SockSite(runner, sock, backlog=processes.LISTEN_BACKLOG))
+        if (unix_socket := config.server_config.unix_socket) is not None:
+            sites.append(web.UnixSite(runners[0], unix_socket, backlog=processes.LISTEN_BACKLOG))
         for site in sites:
             await site.start()
         pool.start()

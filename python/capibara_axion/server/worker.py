@@ -71,7 +71,7 @@ async def _serve(spec: WorkerSpec, engine: Engine, channel: Channel) -> None:
     app.router.add_get("/metrics", metrics)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
-    await web.UnixSite(runner, spec.socket_path).start()
+    await web.UnixSite(runner, spec.socket_path, backlog=processes.LISTEN_BACKLOG).start()
     channel.send(Ready(engine.details))
     tasks = [
         asyncio.create_task(_end_if_it_fails(work(engine, channel)))
