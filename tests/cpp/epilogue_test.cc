@@ -174,7 +174,7 @@ void for_each_option(const F& f) {
 
 TEST_CASE("epilogue: every option, sizes around those of vectors") {
   for_each_option([](Case a) {
-    for (int64_t cols : {0, 1, 4, 7, 8, 15, 17, 33, 63, 65, 129, 257, 515}) {
+    for (int64_t cols : {0, 1, 5, 8, 17, 33, 67, 131}) {
       a.cols = cols, a.padding = cols % 4, a.guard = kGuards[cols % 3 % 2];
       Tensors tensors(a);
       tensors.fill(a, 3);

@@ -131,3 +131,12 @@ def test_softmax_of_far_apart_values(rng: np.random.Generator, dtype: np.dtype) 
     arguments = variant.make(rng, 40, 50, dtype)
     arguments["x"] = (arguments["x"].astype(np.float32) * 20).astype(dtype)
     variant.check(arguments, "far apart")
+
+
+def test_softmax_of_the_smallest_terms() -> None:
+    """Every term of at least 2^-126 is there; a smaller one may be zero."""
+    variant = next(v for v in VARIANTS if v.op == "softmax" and not v.options)
+    arguments = variant.make(np.random.default_rng(0), 4000, 2, FLOAT32)
+    arguments["x"][:, 0] = 0.0
+    arguments["x"][:, 1] = np.linspace(-87.34, -87.32, 4000)
+    variant.check(arguments, "smallest terms")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from capibara_axion.demo import write_demo_models
-from capibara_axion.demo.experts import EXPERTS, Expert
+from capibara_axion.demo.experts import AWQ_EXPERTS, EXPERTS, Expert
 
 each_expert = pytest.mark.parametrize("expert", EXPERTS, ids=lambda expert: expert.expert_id)
 
@@ -42,12 +42,12 @@ def test_bytes_are_the_same_from_run_to_run(demo: Path, tmp_path: Path) -> None:
 def test_complete_files_are_left_alone(tmp_path: Path) -> None:
     lines: list[str] = []
     config = write_demo_models(tmp_path, progress=lines.append)
-    assert len(lines) == len(EXPERTS)
+    assert len(lines) == len(EXPERTS) + len(AWQ_EXPERTS)
     config.write_text("edited by the user")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert write_demo_models(tmp_path, progress=lines.append) == config
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert len(lines) == len(EXPERTS)
+    assert len(lines) == len(EXPERTS) + len(AWQ_EXPERTS)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "interrupted"])

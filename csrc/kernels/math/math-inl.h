@@ -140,14 +140,14 @@ HWY_INLINE Vecs<D, n> exp_nonpositive(D d, Vecs<D, n> x) {
   return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
 }
 
-// e^x for x <= 0, zero where the result would be subnormal (x < -87.33): that is all that softmax
+// e^x for x <= 0, zero where the result would be subnormal (x < -126 ln(2)): that is all that softmax
 // needs, being below 2^-126 of the row's largest term, and saves the second scaling.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
 #if HWY_TARGET <= HWY_AVX3
   if constexpr (hn::MaxLanes(D()) == 16) return exp_nonpositive(d, x);  // VSCALEFPS: no saving
 #endif
-  const auto least = hn::Set(d, -87.33f);
+  const auto least = hn::Set(d, -87.33654f);
   const auto bounded = map(x, [&](auto a) CAPIBARA_INLINE { return at_least(d, least, a); });
   const auto k = nearest_ln2_multiple(d, bounded);
   const auto p = exp_reduced(d, subtract_ln2_multiple(d, bounded, k));
