@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from capibara_axion.bench.command import add_parser as add_bench_parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for bad input)."""
@@ -172,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("directory", type=Path, metavar="DIR", help="where to write them")
     demo.set_defaults(handler=_demo_models)
+
+    add_bench_parser(commands, _bench)
     return parser
 
 
@@ -342,6 +346,18 @@ def _demo_models(args: argparse.Namespace) -> int:
         raise _UsageError(f"cannot write to {args.directory}: {error}") from error
     print(f"demo experts are in place; serve them with: capibara-axion serve --config {config}")
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from capibara_axion.bench.errors import UsageError
+
+    args.command = f"bench {args.measurement}"
+    _require(*args.needs)
+    try:
+        code: int = args.run(args)
+    except UsageError as error:
+        raise _UsageError(str(error)) from error
+    return code
 
 
 def _require(extra: str, *modules: str) -> None:
