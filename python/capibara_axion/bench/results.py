@@ -65,11 +65,35 @@ class KernelRow(_Model):
     operations: int | None = None
 
 
+class Roof(_Model):
+    """What this machine can do at most with so many threads, measured before the rows.
+
+    Attributes:
+        read_bytes_per_s, copy_bytes_per_s: of a plain read, and of a copy (bytes read and written).
+        buffer_bytes: of the memory that both used.
+        operations_per_s: by type, of the fastest product of 1024 x 1024 x 1024 by any contender.
+    """
+
+    threads: int = Field(ge=1)
+    read_bytes_per_s: Positive
+    copy_bytes_per_s: Positive
+    buffer_bytes: int
+    operations_per_s: dict[str, Positive]
+
+
 class KernelResult(_Result):
-    """Written by `bench kernels`."""
+    """Written by `bench kernels`.
+
+    Attributes:
+        settings: what was asked for.
+        roofs: one for each number of threads.
+        left_out: contenders that could not take part in a case, and why.
+    """
 
     kind: Literal["kernels"] = "kernels"
     settings: dict[str, Any] = {}
+    roofs: list[Roof] = []
+    left_out: list[str] = []
     rows: list[KernelRow]
 
 
@@ -191,18 +215,48 @@ class Server(_Model):
     version: str | None = None
 
 
+class ServerEvent(_Model):
+    """Something that a server of ours told while it was measured.
+
+    Attributes:
+        kind: its own name for it, such as "loading", "ready", "draining".
+        model: that it is about; None: all.
+        cause: for it, in its words.
+    """
+
+    time_s: float
+    kind: str
+    model: str | None = None
+    cause: str | None = None
+
+
+class MemorySample(_Model):
+    """Memory that a server of ours took.
+
+    Attributes:
+        model: whose; None: of all together.
+    """
+
+    time_s: float
+    bytes: int
+    model: str | None = None
+
+
 class _ServerResult(_Result):
     """What the measurements of servers have in common.
 
     Attributes:
         work: what was asked of the server. Only runs with equal `work` can be compared.
         stopped: why it ended before it was done; None: it did not.
+        events, memory: of a server of ours, while it was measured (`watch.Watch`).
     """
 
     server: Server
     work: dict[str, Any]
     stopped: str | None = None
     requests: list[Request]
+    events: list[ServerEvent] = []
+    memory: list[MemorySample] = []
 
 
 class LatencyResult(_ServerResult):
