@@ -28,8 +28,8 @@ from rich.table import Table
 import capibara_axion
 import capibara_axion.torch_ops  # registers the operators
 import machine
-import timing
 from capibara_axion import _core
+from capibara_axion.bench.kernels import timing
 
 F = torch.nn.functional
 ROWS, COLS, EPS = 1, 16, 1e-6

@@ -9,7 +9,6 @@ See benchmarks/README.md for what the columns mean and how the times are taken.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -23,21 +22,13 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-import attention_contenders  # noqa: F401  enters its contenders
-import cases
-import contenders
-import linear_contenders  # noqa: F401  enters its contenders
 import machine
-import numpy_peers  # noqa: F401  enters its contenders
-import ours  # noqa: F401  enters its contenders
-import timing
-import torch_peers  # noqa: F401  enters its contenders
-from cases import Case
-from contenders import Prepared
+from capibara_axion.bench.kernels import cases, contenders, timing
+from capibara_axion.bench.kernels.cases import Case
+from capibara_axion.bench.kernels.contenders import PEERS, Prepared
 
 _QUICK_TOKENS = (1, 128)
 _DISTURBED = 0.1  # the share of other processes from which a row is marked
-_PEERS = ("torch", "vLLM", "NumPy")
 
 
 def main() -> int:
@@ -47,12 +38,8 @@ def main() -> int:
         return 0
     malloc = machine.tune_malloc()
     found = machine.describe(malloc)
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if has_vllm:
-        import vllm_attention_peers  # noqa: F401  enters its contenders
-        import vllm_linear_peers  # noqa: F401  enters its contenders
-        import vllm_peers  # noqa: F401  enters its contenders
-    compiled = has_vllm and not arguments.quick
+    contenders.enter(contenders.installed())
+    compiled = not arguments.quick
     selected = list(_selected(arguments))
     if not selected:
         print("nothing to measure: --threads is more than this machine's cores", file=sys.stderr)
@@ -126,9 +113,7 @@ def _measure(
 ) -> dict[str, Any]:
     torch.set_num_threads(case.threads)  # our operators follow it
     # Ours first: the others are compared with them.
-    taking_part = sorted(
-        contenders.contenders(case, compiled=compiled), key=lambda one: one.family != "ours"
-    )
+    taking_part = contenders.contenders(case, compiled=compiled)
     prepared = {str(one): Prepared(one, case, inputs) for one in taking_part}
     errors = {name: one.check() for name, one in prepared.items()} if refcheck else {}
     others = machine.Others()
@@ -156,7 +141,7 @@ def _measure(
         "bytes": case.bytes_moved,
         "others_share": round(others.share(), 3),
         "ours": own,
-        "best_peer": fastest(_PEERS),
+        "best_peer": fastest(PEERS),
         "stock_eager": stock("eager"),
         "stock_compiled": stock("compiled"),
         "memcpy": fastest(("memcpy",)),

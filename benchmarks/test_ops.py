@@ -10,7 +10,6 @@ take `run.py`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -18,22 +17,18 @@ from typing import Any
 import pytest
 import torch
 
-import attention_contenders  # noqa: F401  enters its contenders
-import cases
-import linear_contenders  # noqa: F401  enters its contenders
 import machine
-import numpy_peers  # noqa: F401  enters its contenders
-import ours  # noqa: F401  enters its contenders
-import timing
-import torch_peers  # noqa: F401  enters its contenders
-from cases import Case
-from contenders import Contender, Prepared, contenders
+from capibara_axion.bench.kernels import cases, timing
+from capibara_axion.bench.kernels.cases import Case
+from capibara_axion.bench.kernels.contenders import (
+    Contender,
+    Prepared,
+    contenders,
+    enter,
+    installed,
+)
 
-if importlib.util.find_spec("vllm"):
-    import vllm_attention_peers  # noqa: F401  enters its contenders
-    import vllm_linear_peers  # noqa: F401  enters its contenders
-    import vllm_peers  # noqa: F401  enters its contenders
-
+enter(installed())
 machine.tune_malloc()
 
 

@@ -19,14 +19,9 @@ from typing import Any
 
 import torch
 
-import attention_contenders  # noqa: F401  registers those of attention
-import linear_contenders  # noqa: F401  registers those of the linear layers
-import numpy_peers  # noqa: F401  registers NumPy's contenders
-import ours  # noqa: F401  registers ours
-import torch_peers  # noqa: F401  registers torch's
 from capibara_axion import info
-from cases import Case
-from contenders import Prepared, contenders
+from capibara_axion.bench.kernels.cases import Case
+from capibara_axion.bench.kernels.contenders import Prepared, contenders, enter
 
 MARK = 0x6361  # the number of the system call, as in count_plugin.c
 # The interpreter specialises a loop's and a lambda's instructions within their first executions.
@@ -72,6 +67,7 @@ def measure(call: Callable[[], Any], warm_up: int, few: int, more: int) -> int:
 @torch.inference_mode()
 def main() -> None:
     torch.set_num_threads(1)
+    enter(("numpy", "torch"))
     gc.disable()
     found = info.collect()
     print(json.dumps({"versions": found["versions"], "isa": found["isa"]["chosen"]}), flush=True)

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from capibara_axion.bench.kernels import command as kernels_command
+
 Subparsers = Any  # argparse's own type of them has an underscore
 
 
@@ -27,6 +29,7 @@ def add_parser(commands: Subparsers, handler: Callable[[argparse.Namespace], int
     )
     bench.set_defaults(handler=handler)
     measurements = bench.add_subparsers(dest="measurement", required=True, metavar="COMMAND")
+    kernels_command.add_parser(measurements)
     _add_schema(measurements)
 
 

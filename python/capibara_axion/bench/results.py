@@ -33,7 +33,7 @@ class _Result(_Model):
         interrupted: Ctrl-C ended it early; what it had measured by then is in the file.
     """
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     machine: dict[str, Any]
     date: str
     command: str

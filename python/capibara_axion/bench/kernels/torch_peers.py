@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from cases import EPS, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Inputs
-from contenders import GATED, ROPES, Call, contender
+from capibara_axion.bench.kernels.cases import EPS, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Inputs
+from capibara_axion.bench.kernels.contenders import GATED, ROPES, Call, contender
 
 F = torch.nn.functional
 _SHAPE = (HIDDEN,)

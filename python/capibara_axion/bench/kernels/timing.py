@@ -36,6 +36,7 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Of all rounds."""
         return statistics.median(self.seconds)
 
     def ratios(self, other: Timing) -> list[float]:
@@ -43,6 +44,7 @@ class Timing:
         return [a / b for a, b in zip(self.seconds, other.seconds, strict=False)]
 
     def sample(self, call: Callable[[], Any]) -> None:
+        """Times it once more."""
         if not self.seconds or self.seconds[-1] < _LONG_S:
             call()
         self.seconds.append(_elapsed(call, self.calls) / self.calls)
@@ -68,7 +70,7 @@ def interleave(
         calls: what to time, by name; the first one decides which others are too slow to go on.
         budget_s: seconds after which no new round begins.
         reset: called with a name before each of its samples, not timed.
-        min_rounds: rounds in which every contender takes part.
+        min_rounds: rounds in which every contender takes part; there are at most 200, or these.
     """
     end = time.perf_counter() + budget_s
     timings = {name: Timing(calls_a_sample(call)) for name, call in calls.items()}
@@ -77,7 +79,7 @@ def interleave(
     gc.collect()
     gc.disable()
     try:
-        for done in range(MAX_ROUNDS):
+        for done in range(max(MAX_ROUNDS, min_rounds)):
             if done >= min_rounds and time.perf_counter() > end:
                 break
             if done == min_rounds:

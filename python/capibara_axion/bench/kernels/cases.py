@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import torch
 
 from capibara_axion import PackedLinear, reference
+from capibara_axion.bench.kernels.arrays import Array, array, copy
 
 HIDDEN = 4096
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -50,7 +51,7 @@ _DECODE = tuple({"tokens": 1, "keys": keys} for keys in (512, 4096, 32768))
 # Of what is appended to a cache: a sequence's tokens, from its first.
 _APPENDED = tuple({"tokens": tokens, "keys": tokens} for tokens in (1, 8, 512))
 # Operators with shapes of their own; the others have TOKENS.
-_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
+_SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     "linear": _LINEAR,
     "linear_int8": _LINEAR,
     "linear_int4": _LINEAR,
@@ -60,10 +61,10 @@ _SHAPES: dict[str, tuple[dict[str, int], ...]] = {
     "kv_cache_append": _APPENDED,
     "kv_cache_append_fp8": _APPENDED,
 }
-DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
 # Tokens of a block of a paged cache.
 BLOCK = 128
-_FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+_FP8: dict[str, Any] = {"fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}
 
 # Rows of a result that are compared with the reference; every operator works row by row.
 _CHECKED_ROWS = 8
@@ -81,6 +82,23 @@ _WHOLE = ("weight", "cos_sin_cache", "key", "value")
 TOLERANCE = 4.0
 
 Inputs = SimpleNamespace
+
+# Operations an element, as the formulas have them: of the norms, a square and a sum, two products
+# (and an addition, or a mean and its subtraction); of softmax, maximum, difference, exponential,
+# sum, quotient; of the rotation, six a pair; of the gates, what the approximation of their sigmoid,
+# tanh or erf counts as one leaves. Storing a key as it is takes none, in 8 bits a product.
+_OPERATIONS = {
+    "rms_norm": 4,
+    "fused_add_rms_norm": 5,
+    "layer_norm": 6,
+    "softmax": 5,
+    "rope_neox": 3,
+    "rope_interleaved": 3,
+    "silu_and_mul": 5,
+    "gelu_tanh_and_mul": 9,
+    "gelu_and_mul": 6,
+    "kv_cache_append_fp8": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -122,8 +140,7 @@ class Case:
     @property
     def cache_dtype(self) -> str:
         """Of the KV cache, as PagedKVCache calls it."""
-        name = str(DTYPES[self.dtype]).removeprefix("torch.")
-        return self.fp8 if self.op.endswith("_fp8") else name
+        return self.fp8 if self.op.endswith("_fp8") else np.dtype(DTYPES[self.dtype]).name
 
     @property
     def multiplications(self) -> int:
@@ -154,7 +171,7 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """Bytes that the operator has to read and to write, each once."""
-        size = DTYPES[self.dtype].itemsize
+        size: int = np.dtype(DTYPES[self.dtype]).itemsize
         if self.linear:
             weights = self.features * self.outputs
             activations = self.tokens * (self.features + self.outputs)
@@ -181,25 +198,41 @@ class Case:
             row, constant = 2 * HIDDEN, HIDDEN
         return size * (self.tokens * row + constant)
 
+    @property
+    def operations(self) -> int:
+        """Floating-point (or integer) operations; an exponential or the like counts as one."""
+        if self.linear or self.op.startswith("attention"):
+            return 2 * self.multiplications
+        return self.tokens * _OPERATIONS.get(self.op, 0) * self._row
+
+    @property
+    def _row(self) -> int:
+        """Elements of a token that `_OPERATIONS` counts by."""
+        if self.op.startswith("rope"):
+            return (HEADS + KV_HEADS) * HEAD_DIM
+        if self.op.startswith("kv_cache"):
+            return 2 * self.kv_heads * HEAD_DIM
+        return self.intermediate if self.op.endswith("and_mul") else HIDDEN
+
     def inputs(self) -> Inputs:
-        """Random inputs, the same for every contender."""
-        generator = torch.Generator().manual_seed(0)
+        """Random inputs, the same for every contender: NumPy arrays."""
+        generator = np.random.default_rng(0)
         dtype = DTYPES[self.dtype]
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(dtype)
+        def normal(*shape: int) -> Array:
+            return copy(generator.standard_normal(shape, np.float32), dtype)
 
         if self.op.startswith("rope"):
-            angles = torch.outer(
-                torch.arange(MAX_POSITION).float(),
-                10000.0 ** (-torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM),
+            angles = np.outer(
+                np.arange(MAX_POSITION),
+                10000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM),
             )
             return with_views(
                 Inputs(
                     case=self,
                     qkv=normal(self.tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM),
-                    cos_sin_cache=torch.cat((angles.cos(), angles.sin()), -1).to(dtype),
-                    positions=torch.randint(MAX_POSITION, (self.tokens,), generator=generator),
+                    cos_sin_cache=copy(np.concatenate((np.cos(angles), np.sin(angles)), -1), dtype),
+                    positions=copy(generator.integers(MAX_POSITION, size=self.tokens)),
                 )
             )
         if self.op.endswith("and_mul"):
@@ -217,8 +250,8 @@ class Case:
             return Inputs(
                 case=self,
                 q=normal(self.tokens, self.heads, HEAD_DIM),
-                key=normal(*keys).to(held).to(dtype),
-                value=normal(*keys).to(held).to(dtype),
+                key=copy(normal(*keys).astype(held), dtype),
+                value=copy(normal(*keys).astype(held), dtype),
                 step=_step(self, generator),
             )
         return Inputs(
@@ -229,24 +262,24 @@ class Case:
         )
 
 
-def _step(case: Case, generator: torch.Generator) -> Inputs:
+def _step(case: Case, generator: np.random.Generator) -> Inputs:
     """One sequence in a paged cache, as vLLM describes a step: its blocks lie anywhere."""
     blocks = -(-case.keys // BLOCK)
-    table = torch.randperm(blocks, generator=generator)
-    position = torch.arange(case.keys)
+    table = generator.permutation(blocks)
+    position = np.arange(case.keys)
     return Inputs(
         blocks=blocks,
-        block_table=table.int().unsqueeze(0),
-        slots=table[position // BLOCK] * BLOCK + position % BLOCK,
-        seq_lens=torch.tensor([case.keys], dtype=torch.int32),
-        query_start=torch.tensor([0, case.tokens], dtype=torch.int32),
+        block_table=copy(table[np.newaxis], np.int32),
+        slots=copy(table[position // BLOCK] * BLOCK + position % BLOCK, np.int64),
+        seq_lens=np.array([case.keys], np.int32),
+        query_start=np.array([0, case.tokens], np.int32),
     )
 
 
 def with_views(inputs: Inputs) -> Inputs:
     """Adds q and k, the views of a fused qkv that attention layers pass on."""
-    q, k = inputs.qkv.split((HEADS * HEAD_DIM, 2 * KV_HEADS * HEAD_DIM), -1)
-    return Inputs(**vars(inputs) | {"q": q, "k": k[:, : KV_HEADS * HEAD_DIM]})
+    q, k, _ = np.split(inputs.qkv, (HEADS * HEAD_DIM, (HEADS + KV_HEADS) * HEAD_DIM), -1)
+    return Inputs(**vars(inputs) | {"q": q, "k": k})
 
 
 def dtypes(op: str) -> tuple[str, ...]:
@@ -254,7 +287,7 @@ def dtypes(op: str) -> tuple[str, ...]:
     return ("bf16",) if Case(op, "bf16", 1).cached else tuple(DTYPES)
 
 
-def shapes(op: str, tokens: Collection[int] | None = None) -> list[dict[str, int]]:
+def shapes(op: str, tokens: Collection[int] | None = None) -> list[dict[str, Any]]:
     """The sizes of an operator's rows, as arguments of Case; of so many tokens, if given."""
     if op not in _SHAPES:
         return [{"tokens": count} for count in tokens or TOKENS]
@@ -267,10 +300,10 @@ def error(case: Case, inputs: Inputs, outputs: Iterable[Any]) -> float:
     inputs: as they were before the call.
     """
     rows = np.unique(np.linspace(0, case.tokens - 1, _CHECKED_ROWS).astype(int))
-    precision = torch.finfo(DTYPES[case.dtype]).eps
+    precision = float(ml_dtypes.finfo(DTYPES[case.dtype]).eps)
     worst = 0.0
     for exact, output in zip(_expected(case, inputs, rows), outputs, strict=True):
-        given = _wide(torch.as_tensor(output)[rows]).reshape(exact.shape)
+        given = _wide(array(output)[rows]).reshape(exact.shape)
         scale = precision * np.abs(exact).max(-1, keepdims=True)
         worst = max(worst, float((np.abs(given - exact) / scale).max(initial=0.0)))
         if not np.isfinite(given).all():
@@ -278,11 +311,11 @@ def error(case: Case, inputs: Inputs, outputs: Iterable[Any]) -> float:
     return worst
 
 
-def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
+def _expected(case: Case, inputs: Inputs, rows: Array) -> tuple[Any, ...]:
     a = {
         name: _wide(value if name in _WHOLE else value[rows])
         for name, value in vars(inputs).items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, np.ndarray)
     }
     match case.op:
         case "rms_norm":
@@ -317,10 +350,12 @@ def _expected(case: Case, inputs: Inputs, rows: np.ndarray) -> tuple[Any, ...]:
             return reference.rope(q, k, cache, positions, head_dim=HEAD_DIM, neox=case.neox)
 
 
-def _attention(a: dict[str, np.ndarray], row: int, end: int) -> np.ndarray:
+def _attention(a: dict[str, Array], row: int, end: int) -> Array:
     q, k, v = a["q"][None, row : row + 1], a["key"][None, :end], a["value"][None, :end]
-    return reference.flash_attention(q, k, v)[0]
+    attended: Array = reference.flash_attention(q, k, v)[0]
+    return attended
 
 
-def _wide(values: torch.Tensor) -> np.ndarray:
-    return values.detach().to(torch.float64).numpy()
+def _wide(values: Array) -> Array:
+    wide: Array = values.astype(np.float64)
+    return wide

@@ -16,10 +16,12 @@ from vllm import envs
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from cases import BLOCK, HEAD_DIM, Inputs
-from contenders import Call, contender
+from capibara_axion.bench.kernels.cases import BLOCK, HEAD_DIM, Inputs
+from capibara_axion.bench.kernels.contenders import Call, contender
 
 current_platform.import_kernels()  # registers torch.ops._C
+# It may use AMX, and does not ask the kernel for it: without that it is an illegal instruction.
+torch.cpu._init_amx()
 
 
 def _has_fp8() -> bool:

@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is measured: for each operator the ways to compute it, ours and those of the peers.
 
-A contender is a function that takes the inputs of a case and returns the call to be timed. The
-call returns its results, or a function that reads them from where they are; one that works in place
-may return anything.
+A contender is a function that takes the inputs of a case, as torch tensors or as NumPy arrays, and
+returns the call to be timed. The call returns its results, or a function that reads them from where
+they are; one that works in place may return anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from cases import OPS, Case, Inputs, error, with_views
+from capibara_axion.bench.kernels.arrays import copy, tensors
+from capibara_axion.bench.kernels.cases import OPS, Case, Inputs, error, with_views
 
 Call = Callable[[], Any]
 Bind = Callable[[Inputs], Call]
+NORMS = ("rms_norm", "layer_norm")
 ROPES = ("rope_neox", "rope_interleaved")
 ATTENTION = ("attention", "attention_fp8")
 APPEND = ("kv_cache_append", "kv_cache_append_fp8")
+LINEAR = ("linear", "linear_int8", "linear_int4", "linear_int4_a16")
 GATED = ("silu_and_mul", "gelu_tanh_and_mul", "gelu_and_mul")
 
 
@@ -31,6 +37,7 @@ class Contender:
     bind: Bind
     stock: frozenset[str]  # the modes, "eager" and "compiled", in which vLLM alone does this
     in_place: bool = False
+    arrays: bool = False  # takes NumPy arrays; otherwise torch tensors over the same memory
     dtypes: tuple[str, ...] = ("bf16", "f32")
     single_threaded: bool = False  # however many threads there are, so measured with one
     compiled: bool = False  # by torch.compile, which takes seconds
@@ -56,15 +63,55 @@ def contender(
     return register
 
 
+PEERS = ("torch", "vLLM", "NumPy")  # the families that ours is compared with
+
+# Modules that enter contenders when they are imported, by what has to be installed.
+_MODULES = {
+    "numpy": ("numpy_peers",),
+    "torch": ("torch_peers", "torch_linear_peers", "torch_attention_peers"),
+    "vllm": ("vllm_peers", "vllm_linear_peers", "vllm_attention_peers"),
+}
+_ALWAYS = ("ours", "ours_attention", "memory")
+PACKAGES = tuple(_MODULES)
+
+
+def installed() -> tuple[str, ...]:
+    """Those of numpy, torch and vllm that are installed here; vllm needs torch."""
+    found = [name for name in PACKAGES if importlib.util.find_spec(name)]
+    return tuple(name for name in found if name != "vllm" or "torch" in found)
+
+
+def enter(packages: Collection[str]) -> None:
+    """Enters our contenders, and those of these packages, of `installed()`.
+
+    Without torch or vllm among them, our own that take tensors are left out.
+    """
+    modules = list(_ALWAYS)
+    if {"torch", "vllm"} & set(packages):
+        modules.append("ours_torch")
+    for package in packages:
+        modules += _MODULES[package]
+    for module in modules:
+        importlib.import_module(f"{__package__}.{module}")
+
+
 def contenders(case: Case, *, compiled: bool) -> list[Contender]:
-    """Those that take part in a case; `compiled`: also those that torch.compile has to compile."""
-    return [
+    """Those entered that take part in a case, ours first.
+
+    Args:
+        case: what is measured.
+        compiled: also those that torch.compile has to compile.
+    """
+    tensors = f"{__package__}.ours_torch" in sys.modules
+    taking_part = [
         one
         for one in _registry[case.op]
         if case.dtype in one.dtypes
         and (case.threads == 1 or not one.single_threaded)
         and (compiled or not one.compiled)
+        and (tensors or one.arrays)
     ]
+    return sorted(taking_part, key=lambda one: one.family != "ours")
 
 
 class WrongResult(Exception):
@@ -79,16 +126,16 @@ class Prepared:
         self._case = case
         self._inputs = inputs
         overwritten = case.in_place if one.in_place else ()
-        self._copies = {name: getattr(inputs, name).clone() for name in overwritten}
+        self._copies = {name: copy(getattr(inputs, name)) for name in overwritten}
         self._own = Inputs(**vars(inputs) | self._copies)
         if "qkv" in self._copies:
             self._own = with_views(self._own)
-        self.call = one.bind(self._own)
+        self.call = one.bind(self._own if one.arrays else tensors(self._own))
 
     def reset(self) -> None:
         """Puts back what was overwritten: over many calls the values would drift away."""
-        for name, copy in self._copies.items():
-            copy.copy_(getattr(self._inputs, name))
+        for name, copied in self._copies.items():
+            copied[...] = getattr(self._inputs, name)
 
     def check(self) -> float | None:
         """Calls once; the result's error in the units of `Case.tolerance`, None for memcpy.

@@ -7,8 +7,8 @@ import torch
 from vllm.model_executor.layers import utils
 from vllm.platforms import current_platform
 
-from cases import Inputs
-from contenders import Call, contender
+from capibara_axion.bench.kernels.cases import Inputs
+from capibara_axion.bench.kernels.contenders import Call, contender
 
 current_platform.import_kernels()  # registers torch.ops._C
 

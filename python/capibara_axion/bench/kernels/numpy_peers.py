@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cases import EPS, HEAD_DIM, HIDDEN, Inputs
-from contenders import ROPES, Call, contender
+from capibara_axion.bench.kernels.arrays import Array
+from capibara_axion.bench.kernels.cases import EPS, HEAD_DIM, HIDDEN, Inputs
+from capibara_axion.bench.kernels.contenders import ROPES, Call, contender
 
-Array = NDArray[np.float32]
-_NUMPY: dict[str, Any] = {"dtypes": ("f32",), "single_threaded": True}
+_NUMPY: dict[str, Any] = {"dtypes": ("f32",), "single_threaded": True, "arrays": True}
 
 
 def _rms_norm_into(out: Array, x: Array, weight: Array) -> Array:
@@ -23,23 +23,23 @@ def _rms_norm_into(out: Array, x: Array, weight: Array) -> Array:
 
 @contender("rms_norm", "NumPy", "einsum", **_NUMPY)
 def _rms_norm(a: Inputs) -> Call:
-    x, weight = a.x.numpy(), a.weight.numpy()
+    x, weight = a.x, a.weight
     out = np.empty_like(x)
     return lambda: _rms_norm_into(out, x, weight)
 
 
 @contender("fused_add_rms_norm", "NumPy", "einsum", in_place=True, **_NUMPY)
 def _fused_add_rms_norm(a: Inputs) -> Call:
-    x, residual, weight = a.x.numpy(), a.residual.numpy(), a.weight.numpy()
+    x, residual, weight = a.x, a.residual, a.weight
     return lambda: _rms_norm_into(x, np.add(residual, x, out=residual), weight)
 
 
 @contender("layer_norm", "NumPy", "einsum", **_NUMPY)
 def _layer_norm(a: Inputs) -> Call:
-    x, weight = a.x.numpy(), a.weight.numpy()
+    x, weight = a.x, a.weight
     out = np.empty_like(x)
 
-    def call() -> Array:
+    def call() -> Any:
         np.subtract(x, x.mean(-1, keepdims=True), out=out)
         return _rms_norm_into(out, out, weight)
 
@@ -48,10 +48,10 @@ def _layer_norm(a: Inputs) -> Call:
 
 @contender("softmax", "NumPy", "exp", **_NUMPY)
 def _softmax(a: Inputs) -> Call:
-    x = a.x.numpy()
+    x = a.x
     out = np.empty_like(x)
 
-    def call() -> Array:
+    def call() -> Any:
         np.subtract(x, x.max(-1, keepdims=True), out=out)
         np.exp(out, out=out)
         return np.divide(out, out.sum(-1, keepdims=True), out=out)
@@ -61,10 +61,10 @@ def _softmax(a: Inputs) -> Call:
 
 @contender("silu_and_mul", "NumPy", "exp", **_NUMPY)
 def _silu_and_mul(a: Inputs) -> Call:
-    gate, up = np.split(a.gate_up.numpy(), 2, -1)
+    gate, up = np.split(a.gate_up, 2, -1)
     out = np.empty(gate.shape, np.float32)
 
-    def call() -> Array:
+    def call() -> Any:
         np.negative(gate, out=out)
         np.exp(out, out=out)
         np.add(out, 1, out=out)
@@ -76,12 +76,12 @@ def _silu_and_mul(a: Inputs) -> Call:
 
 @contender("gelu_tanh_and_mul", "NumPy", "tanh", **_NUMPY)
 def _gelu_tanh_and_mul(a: Inputs) -> Call:
-    gate, up = np.split(a.gate_up.numpy(), 2, -1)
+    gate, up = np.split(a.gate_up, 2, -1)
     out = np.empty(gate.shape, np.float32)
     linear = np.float32(np.sqrt(2 / np.pi))
     cubic = np.float32(0.044715) * linear
 
-    def call() -> Array:
+    def call() -> Any:
         np.multiply(gate, gate, out=out)
         np.multiply(out, cubic, out=out)
         np.add(out, linear, out=out)
@@ -97,10 +97,10 @@ def _gelu_tanh_and_mul(a: Inputs) -> Call:
 
 @contender(ROPES, "NumPy", "halves", in_place=True, **_NUMPY)
 def _rope(a: Inputs) -> Call:
-    positions, cache = a.positions.numpy(), a.cos_sin_cache.numpy()
+    positions, cache = a.positions, a.cos_sin_cache
     pairs = []
     for x in (a.q, a.k):
-        heads = x.unflatten(-1, (-1, HEAD_DIM)).numpy()
+        heads = x.reshape(len(x), -1, HEAD_DIM)  # a view
         halves = np.split(heads, 2, -1) if a.case.neox else (heads[..., ::2], heads[..., 1::2])
         pairs.append(halves)
 
@@ -114,3 +114,14 @@ def _rope(a: Inputs) -> Call:
             second += turned
 
     return call
+
+
+@contender("linear", "NumPy", "@ out=", **_NUMPY)
+def _linear(a: Inputs) -> Call:
+    if importlib.util.find_spec("threadpoolctl"):  # its BLAS takes all cores by default
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1, "blas")
+    x, weight = a.x, a.weight.T
+    out = np.empty((a.case.tokens, a.case.outputs), np.float32)
+    return lambda: np.matmul(x, weight, out=out)

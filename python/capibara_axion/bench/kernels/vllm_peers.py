@@ -27,8 +27,9 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models import commandr
 from vllm.platforms import current_platform
 
-from cases import EPS, HEAD_DIM, Case, Inputs
-from contenders import GATED, ROPES, Call, contender
+from capibara_axion.bench.kernels.arrays import tensors
+from capibara_axion.bench.kernels.cases import EPS, HEAD_DIM, Case, Inputs
+from capibara_axion.bench.kernels.contenders import GATED, ROPES, Call, contender
 
 current_platform.import_kernels()  # registers torch.ops._C
 _C = torch.ops._C
@@ -96,8 +97,8 @@ def _compiled(op: str, dtype: str) -> Callable[..., Any]:
         closure=function.__closure__,
         argdefs=function.__defaults__,
     )
-    compiled = torch.compile(function, fullgraph=True, options=_COMPILE_OPTIONS)
-    arguments = _arguments(Case(op, dtype, _TRACED_TOKENS, 1).inputs())
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, options=_COMPILE_OPTIONS)
+    arguments = _arguments(tensors(Case(op, dtype, _TRACED_TOKENS, 1).inputs()))
     for argument in arguments:
         if isinstance(argument, torch.Tensor) and len(argument) == _TRACED_TOKENS:
             torch._dynamo.mark_dynamic(argument, 0)
