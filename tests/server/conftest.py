@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +145,10 @@ class ServerProcess:
 
     program: tuple[str, ...] = ("-m", "capibara_axion.cli", "serve")
 
-    def __init__(self, config: Path, log: Path, *arguments: str) -> None:
-        self.port, self.stream_port = free_ports(2)
+    def __init__(
+        self, config: Path, log: Path, *arguments: str, ports: Sequence[int] | None = None
+    ) -> None:
+        self.port, self.stream_port = ports or free_ports(2)
         self.log = log
         command = [sys.executable, *self.program, "--config", str(config)]
         command += ["--port", str(self.port), "--stream-port", str(self.stream_port), *arguments]

@@ -27,8 +27,9 @@ def main() -> None:
     parser.add_argument("--stream-port", type=int, required=True)
     args = parser.parse_args()
     logs.configure("info", "text")
+    api_key = os.environ.get("CAPIBARA_AXION_API_KEY")
     admin_key = os.environ.get("CAPIBARA_AXION_ADMIN_KEY")
-    listen = Listen("127.0.0.1", args.port, args.stream_port, None, admin_key)
+    listen = Listen("127.0.0.1", args.port, args.stream_port, api_key, admin_key)
     config = load_config(args.config)
     asyncio.run(
         serve(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for a model's worker: the same socket and messages, no model.
 
-How it loads is told by its expert's `description`, how it answers by the request's `fake` object,
-both JSON. What it does is appended to `journal.txt` beside its socket.
+How it loads is told by its expert's `description` if that is JSON, how it answers by the request's
+`fake` object; without one it says its name. What it does is appended to `journal.txt` beside its
+socket.
 
 Loading:
     phases {name: seconds, ...}   what it reports before it is ready, and how long each takes
@@ -18,6 +19,7 @@ Answering:
     take_s                        until a whole answer is ready; it takes steps meanwhile
     tokens, ttft_s, gap_s         of a stream: how many, until the first, between two
     pad                           bytes that each of them has more
+    text                          what a stream says instead, a word a token, in OpenAI's chunks
     die_at | hang_at              the token at which it ends | takes no more steps and sends nothing
     block_loop                    seconds for which its event loop stands still, at once
 """
@@ -27,8 +29,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,7 +51,8 @@ _STEP_S = 0.05
 def fake_worker_main(spec: WorkerSpec, connection: Connection) -> None:
     processes.end_with_gateway()
     channel = Channel(connection)
-    orders = json.loads(spec.expert.description or "{}")
+    description = spec.expert.description
+    orders = json.loads(description) if description.startswith("{") else {}
     for phase, seconds in orders.get("phases", {}).items():
         channel.send(Phase(phase))
         time.sleep(seconds)
@@ -120,7 +125,7 @@ class _Fake:
     async def answer(self, http: web.Request) -> web.StreamResponse:
         request = WorkerRequest.of(http.headers, await http.read())
         body = json.loads(request.body)
-        orders = body.get("fake", {})
+        orders = body.get("fake", {"text": f"I am {self._name}."})
         self._note(f"request {orders.get('tag', '')}")
         if _first_time(self._journal.parent, orders.get("die_once")):
             os._exit(1)
@@ -128,7 +133,7 @@ class _Fake:
         self._running += 1
         try:
             if body.get("stream", request.stream_default):
-                return await self._stream(http, orders)
+                return await self._stream(http, request, orders)
             await self._compute(orders.get("take_s", 0))
             await self._token(0, orders)
             request.generated(1)
@@ -141,19 +146,26 @@ class _Fake:
         finally:
             self._running -= 1
 
-    async def _stream(self, http: web.Request, orders: dict[str, Any]) -> web.StreamResponse:
+    async def _stream(
+        self, http: web.Request, request: WorkerRequest, orders: dict[str, Any]
+    ) -> web.StreamResponse:
         await self._compute(orders.get("ttft_s", 0))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(http)
-        pad = b" " * orders.get("pad", 0)
-        for index in range(orders.get("tokens", 3)):
+        frames = _chunks(orders["text"]) if "text" in orders else _tokens(orders)
+        for index, frame in enumerate(frames):
             if index == orders.get("die_at"):
                 await response.write(b'data: {"half": ')
                 await asyncio.sleep(0.05)
                 os._exit(1)
             await self._token(index, orders)
-            await response.write(b'data: {"token": %d%s}\n\n' % (index, pad))
+            request.generated(1)
+            await response.write(frame)
             await asyncio.sleep(orders.get("gap_s", 0))
+        if "text" in orders:
+            usage = {"completion_tokens": len(_words(orders["text"]))}
+            last = json.dumps({"choices": [], "usage": usage})
+            await response.write(f"data: {request.with_timings(last)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -176,6 +188,23 @@ class _Fake:
     def _note(self, what: str) -> None:
         with self._journal.open("a") as file:
             file.write(f"{self._name} {what}\n")
+
+
+def _tokens(orders: dict[str, Any]) -> Iterator[bytes]:
+    pad = b" " * orders.get("pad", 0)
+    for index in range(orders.get("tokens", 3)):
+        yield b'data: {"token": %d%s}\n\n' % (index, pad)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+", text)
+
+
+def _chunks(text: str) -> Iterator[bytes]:
+    for word in _words(text):
+        choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+        fields = {"object": "chat.completion.chunk", "choices": [choice]}
+        yield b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
 def _first_time(directory: Path, name: str | None) -> bool:

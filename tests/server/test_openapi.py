@@ -67,6 +67,7 @@ def test_it_has_the_routes_of_the_server() -> None:
         "get /running",
         "get /events",
         "get /openapi.json",
+        "get /ui/",
         "post /models/load",
         "post /models/unload",
     }
@@ -80,7 +81,7 @@ def test_routes_want_the_keys_that_the_server_has() -> None:
         }
 
     admin = {"post /models/load", "post /models/unload"}
-    free = {"get /health", "get /livez", "get /readyz"}
+    free = {"get /health", "get /livez", "get /readyz", "get /ui/"}
     with_key, without = wanted(DOCUMENT), wanted(document(needs_key=False))
     assert {name for name, keys in with_key.items() if keys == ["adminKey"]} == admin
     assert {name for name, keys in with_key.items() if keys == []} == free

@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
+from capibara_axion.server import page
 from capibara_axion.server.calls import REQUEST_ID_HEADER, Call, read_call, request_id_of
 from capibara_axion.server.completions import Forwarder, WorkerSessions
 from capibara_axion.server.errors import ApiError
@@ -34,8 +35,8 @@ AUTO = "auto"
 _MODEL_HEADER = "X-Capibara-Model"
 _ROUTE_HEADER = "X-Capibara-Route"
 
-# What anybody may ask, for load balancers and supervisors.
-_OPEN = frozenset({"/health", "/livez", "/readyz"})
+# What anybody may ask: load balancers and supervisors, and browsers for the page.
+_OPEN = frozenset({"/health", "/livez", "/readyz"}) | page.PATHS
 _ADMIN = frozenset({"/models/load", "/models/unload"})
 _COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
@@ -85,6 +86,7 @@ class Gateway:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._model)
         self.operations.add_to(app)
+        page.add_to(app)
         if not stream_by_default:  # once is enough
             app.cleanup_ctx.append(self.operations.watch_event_loop)
         if self._pool.settings.cors_origins:

@@ -31,6 +31,7 @@ class ModelView:
     cores: tuple[int, ...]
     size: int
     warm: bool
+    pinned: bool
     retiring: str
     failure: str
     failures: int
@@ -109,6 +110,7 @@ class Model:
             cores=cores,
             size=self.size,
             warm=warm,
+            pinned=self.settings.pinned,
             retiring=self.retiring,
             failure=self.failure,
             failures=self.failures,

@@ -323,11 +323,13 @@ def _open_paths() -> Json:
         operation["responses"] |= errors
         return {"get": operation}
 
+    page = {"description": "OK", "content": {"text/html": {"schema": {"type": "string"}}}}
     no = {"503": {"description": "No", "content": _json(_ref("Status"))}}
     return {
         "/health": get("Whether the server takes requests", no),
         "/livez": get("Whether the process lives", {}),
         "/readyz": get("Whether the scheduler moves", no),
+        "/ui/": {"get": _operation("A page to chat, to watch and to operate", page)},
     }
 
 

@@ -112,6 +112,10 @@ class Operations:
                 "draining": self.draining,
                 "event_loop_lag_s": round(self._lag_s, 4),
                 "memory": self._pool.memory(),
+                "limits": {
+                    "max_images": self._pool.settings.max_images,
+                    "max_image_bytes": self._pool.settings.max_image_bytes,
+                },
                 "routing": self.routed,
                 "models": self._pool.statistics(),
             }

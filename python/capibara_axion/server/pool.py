@@ -19,6 +19,7 @@ from typing import Any
 
 from capibara_axion.server import events
 from capibara_axion.server.config import ExpertConfig, ServerConfig, ServerSettings
+from capibara_axion.server.control import Beat
 from capibara_axion.server.errors import ApiError
 from capibara_axion.server.hang import HangDetector
 from capibara_axion.server.launcher import Launcher, Worker, WorkerError, WorkerSpec
@@ -28,7 +29,7 @@ from capibara_axion.server.models import ModelState, ModelView
 from capibara_axion.server.news import News
 from capibara_axion.server.policy import ModelSettings
 from capibara_axion.server.pool_policy import available_cpus, policy_of, settings_of
-from capibara_axion.server.pool_records import Counters, Life, Turn
+from capibara_axion.server.pool_records import Counters, Life, Throughput, Turn
 from capibara_axion.server.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -261,9 +262,11 @@ class ModelPool:
                 "unloads_total": dict(counters.unloads),
                 "worker_exits_total": counters.worker_exits,
                 "last_load_s": counters.last_load_s,
+                "tokens_per_s": counters.throughput.tokens_per_s if worker else 0.0,
                 "pid": worker.pid if worker else None,
                 "cpus": [self.cpus[core] for core in view.cores],
                 "warm": view.warm,
+                "pinned": view.pinned,
                 "retiring": view.retiring or None,
                 "memory": self._memory.account(name),
                 "engine": counters.details if worker else None,
@@ -388,7 +391,13 @@ class ModelPool:
         patience = self.settings.hang_timeout_s
         looked = self._loop.time()
         detector = HangDetector(patience, looked)
-        worker.on_beat = lambda beat: detector.beat(beat, self._loop.time())
+        throughput = self._counters[model].throughput = Throughput()
+
+        def on_beat(beat: Beat) -> None:
+            detector.beat(beat, self._loop.time())
+            throughput.beat(beat.tokens, self._loop.time())
+
+        worker.on_beat = on_beat
         while not worker.exited.done():
             await asyncio.wait((worker.exited,), timeout=_WATCH_S)
             now = self._loop.time()
