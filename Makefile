@@ -31,6 +31,8 @@ endif
 
 # The C++ tests need one package more than the rest.
 test test-cpp test-asan bench: export FOR_TESTS := 1
+# And those of the server's page a browser.
+test test-server: export FOR_PAGE_TESTS := 1
 
 test: bootstrap ## run every test that CI runs; test-cpp, -asan, -python, -vllm, -server, -wheel: a part
 	@scripts/test.sh

@@ -41,6 +41,11 @@ find_highway() {
 
 find_doctest() { compiles -E <<<$'#if !__has_include(<doctest/doctest.h>)\n#error missing\n#endif'; }
 
+find_chromium() { command -v chromium || command -v chromium-browser; } >/dev/null
+
+# Ubuntu has a browser by that name in a container of its own only (snap).
+has_chromium_package() { [ "$(. /etc/os-release && echo "$ID")" = debian ]; }
+
 find_libnuma() { [[ $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) == *libnuma.so.1* ]]; }
 
 find_python_module() { "$1" -c "import $2" 2>/dev/null; }
@@ -58,6 +63,8 @@ find_missing_packages() {
     MISSING+=("g++: a C++17 compiler with OpenMP, for the kernels and for what torch compiles as it runs")
   find_highway || MISSING+=("libhwy-dev: Google Highway, the SIMD library the kernels are written in")
   [ -z "${FOR_TESTS:-}" ] || find_doctest || MISSING+=("doctest-dev: doctest, headers only, for the C++ tests")
+  [ -z "${FOR_PAGE_TESTS:-}" ] || find_chromium || ! has_chromium_package ||
+    MISSING+=("chromium: the browser in which the server's page is tested")
   find_libnuma || MISSING+=("libnuma1: the NUMA library that vLLM's native module links")
   python=$(find_python)
   if [ -z "$python" ]; then

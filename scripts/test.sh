@@ -22,7 +22,7 @@ describe() {
     asan) echo "the same under AddressSanitizer and UndefinedBehaviorSanitizer (preset asan-ubsan)" ;;
     python) echo "Python and torch interfaces" ;;
     vllm) echo "vLLM plugin, one test per architecture" ;;
-    server) echo "server, with the official OpenAI client" ;;
+    server) echo "server, with the official OpenAI client, and its page in a browser" ;;
     wheel) echo "wheel of this architecture: what is in it, and every kernel with NumPy alone" ;;
     aarch64) echo "all of it but vLLM and the server for aarch64, cross-built and under QEMU" ;;
     *) die "unknown group of tests: $1" "known: ${ALL[*]}" ;;
@@ -35,7 +35,7 @@ run_group() {
     asan) preset asan-ubsan ;;
     python) run_pytest tests/python tests/torch ;;
     vllm) run_pytest tests/vllm ;;
-    server) run_pytest tests/server ;;
+    server) run_pytest tests/server tests/ui ;;
     wheel) scripts/wheel.sh --check ;;
     aarch64) scripts/aarch64/test.sh ;;
   esac
