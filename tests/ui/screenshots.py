@@ -71,6 +71,8 @@ def light(browser: Browser, server: FakeServerProcess) -> Page:
 
 def dark_while_streaming(browser: Browser, server: FakeServerProcess) -> Page:
     page = opened(browser, server, DESKTOP, "dark")
+    give_key(page, "Admin key", ADMIN_KEY)
+    page.get_by_role("button", name="Unload qwen_coder").click()
     order(page, text="¡Claro! Pregunta lo que quieras.", ttft_s=0.2, gap_s=0.03)
     ask(page, "Hola, ¿hablas español?")
     page.locator(".answer .figures").first.wait_for()

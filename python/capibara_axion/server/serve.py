@@ -264,6 +264,7 @@ def _announce(config: ServerConfig, listen: Listen, ports: list[int], pool: Mode
     console.print(table)
     console.print(f"whole answers     http://{host}:{ports[0]}/v1")
     console.print(f"streamed answers  http://{host}:{ports[1]}/v1")
+    console.print(f"page              http://{host}:{ports[0]}/ui/")
     model = config.experts[0].expert_id
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     key = "" if listen.api_key is None else ' -H "Authorization: Bearer $CAPIBARA_AXION_API_KEY"'

@@ -78,7 +78,7 @@ function inWords(event) {
     case "state":
       return ofState(event);
     case "loading":
-      return event.phase === "ready" ? {} : { text: `is being loaded: ${event.phase}` };
+      return event.phase === "ready" ? {} : { text: `loads: ${event.phase}` };
     case "loaded":
       return { text: `is ready, loaded in ${seconds(event.seconds)}`, kind: "good" };
     case "unloading":

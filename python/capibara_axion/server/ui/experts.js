@@ -49,7 +49,7 @@ class Card {
     this.item = element(
       "li",
       { className: "expert" },
-      element("h3", { title: id }, id),
+      element("h3", {}, ...breakable(id)),
       this.#button,
       element("p", { className: "about", title: about }, this.#state, this.#pinned, this.#warm, about),
       element("dl", {}, ...boxes),
@@ -100,6 +100,11 @@ class Card {
       refused(failure);
     }
   }
+}
+
+/** A name that may be broken behind its underscores. */
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((part) => [part, element("wbr")]);
 }
 
 function figure(name) {
