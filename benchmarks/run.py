@@ -25,7 +25,8 @@ from rich.table import Table
 import machine
 from capibara_axion.bench.kernels import cases, contenders, timing
 from capibara_axion.bench.kernels.cases import Case
-from capibara_axion.bench.kernels.contenders import PEERS, Prepared
+from capibara_axion.bench.kernels.contenders import Prepared
+from capibara_axion.bench.kernels.rows import PEERS
 
 _QUICK_TOKENS = (1, 128)
 _DISTURBED = 0.1  # the share of other processes from which a row is marked

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from capibara_axion.bench.kernels import command as kernels_command
+from capibara_axion.bench.report import command as report_command
 
 Subparsers = Any  # argparse's own type of them has an underscore
 
@@ -30,6 +31,7 @@ def add_parser(commands: Subparsers, handler: Callable[[argparse.Namespace], int
     bench.set_defaults(handler=handler)
     measurements = bench.add_subparsers(dest="measurement", required=True, metavar="COMMAND")
     kernels_command.add_parser(measurements)
+    report_command.add_parser(measurements)
     _add_schema(measurements)
 
 

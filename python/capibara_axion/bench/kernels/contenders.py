@@ -63,8 +63,6 @@ def contender(
     return register
 
 
-PEERS = ("torch", "vLLM", "NumPy")  # the families that ours is compared with
-
 # Modules that enter contenders when they are imported, by what has to be installed.
 _MODULES = {
     "numpy": ("numpy_peers",),

@@ -65,10 +65,3 @@ def peak_cases(threads: int) -> dict[str, Case]:
         "bf16": Case("linear", "bf16", threads=threads, **_CUBE),
         "int8": Case("linear_int8", "bf16", threads=threads, **_CUBE),
     }
-
-
-def peak_type(op: str, dtype: str) -> str:
-    """In which type an operator multiplies: its peak is the one to be compared with."""
-    if op in ("linear_int8", "linear_int4"):
-        return "int8"
-    return dtype if op.startswith(("linear", "attention")) else "f32"

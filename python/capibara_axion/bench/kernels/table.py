@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
-from capibara_axion.bench.kernels.contenders import PEERS
-from capibara_axion.bench.kernels.roofs import peak_type
-from capibara_axion.bench.kernels.timing import quartiles
+from capibara_axion.bench.kernels.rows import (
+    PEERS,
+    bandwidth,
+    by_case,
+    fastest,
+    median,
+    peak_type,
+    ratio,
+)
 from capibara_axion.bench.results import KernelResult, KernelRow, Roof
 
 _NOTES = (
@@ -35,7 +39,7 @@ def show(result: KernelResult, console: Console) -> None:
         table.add_column(heading, justify="right")
     roofs = {roof.threads: roof for roof in result.roofs}
     previous = None
-    for case in cases(result.rows):
+    for case in by_case(result.rows):
         if previous not in (None, (case[0].op, case[0].dtype)):
             table.add_section()
         previous = (case[0].op, case[0].dtype)
@@ -46,21 +50,8 @@ def show(result: KernelResult, console: Console) -> None:
     console.print(_NOTES, style="dim")
 
 
-def cases(rows: list[KernelRow]) -> Iterator[list[KernelRow]]:
-    """The contenders of each case together."""
-    by_case = itertools.groupby(rows, lambda row: (row.op, row.dtype, row.shape, row.threads))
-    for _, group in by_case:
-        yield list(group)
-
-
-def fastest(rows: list[KernelRow], families: tuple[str, ...]) -> KernelRow | None:
-    """Of the contenders of a case that belong to these families; None: there is none."""
-    matching = [row for row in rows if row.contender.split()[0] in families]
-    return min(matching, key=lambda row: statistics.median(row.samples_s), default=None)
-
-
 def _cells(case: list[KernelRow], roof: Roof | None) -> Iterator[str]:
-    first, own, peer = case[0], fastest(case, ("ours",)), fastest(case, PEERS)
+    first, own, peer = case[0], fastest(case, "ours"), fastest(case, *PEERS)
     yield from (first.op, first.dtype, first.shape, str(first.threads))
     yield _time(own)
     yield _time(peer)
@@ -68,17 +59,14 @@ def _cells(case: list[KernelRow], roof: Roof | None) -> Iterator[str]:
     if own is None or peer is None:
         yield ""
     else:
-        ratios = [b / a for a, b in zip(own.samples_s, peer.samples_s, strict=False)]
-        low, high = quartiles(ratios)
-        yield f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
+        middle, low, high = ratio(own, peer)
+        yield f"{middle:.2f} ({low:.2f}-{high:.2f})"
     if own is None or roof is None:
         yield from ("", "")
         return
-    median = statistics.median(own.samples_s)
-    bandwidth = max(roof.read_bytes_per_s, roof.copy_bytes_per_s)
-    yield _percent((own.bytes or 0) / median / bandwidth)
+    yield _percent((own.bytes or 0) / median(own) / bandwidth(roof))
     peak = roof.operations_per_s.get(peak_type(own.op, own.dtype))
-    yield _percent((own.operations or 0) / median / peak) if peak else ""
+    yield _percent((own.operations or 0) / median(own) / peak) if peak else ""
 
 
 def _percent(share: float) -> str:
@@ -90,7 +78,7 @@ def _percent(share: float) -> str:
 def _time(row: KernelRow | None) -> str:
     if row is None:
         return ""
-    us = statistics.median(row.samples_s) * 1e6
+    us = median(row) * 1e6
     if us >= 10_000:
         return f"{us / 1000:.1f} ms"
     return f"{us:.1f} us" if us < 100 else f"{us:.0f} us"
