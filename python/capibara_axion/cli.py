@@ -357,6 +357,8 @@ def _bench(args: argparse.Namespace) -> int:
         code: int = args.run(args)
     except UsageError as error:
         raise _UsageError(str(error)) from error
+    except KeyboardInterrupt:  # before there was anything to keep
+        return 130
     return code
 
 

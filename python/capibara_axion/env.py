@@ -96,6 +96,11 @@ def api_key() -> str | None:
     return os.environ.get("CAPIBARA_AXION_API_KEY") or None
 
 
+def client_api_key() -> str | None:
+    """The key for any server that is measured: `api_key`, else `OPENAI_API_KEY`."""
+    return api_key() or os.environ.get("OPENAI_API_KEY") or None
+
+
 def admin_key() -> str | None:
     """The key of operators from `CAPIBARA_AXION_ADMIN_KEY`; None when unset or empty."""
     return os.environ.get("CAPIBARA_AXION_ADMIN_KEY") or None

@@ -108,8 +108,8 @@ class Client:
         self._began = time.perf_counter()
 
     def now(self) -> float:
-        """Seconds since this object was made."""
-        return time.perf_counter() - self._began
+        """Seconds since this object was made, to the microsecond."""
+        return round(time.perf_counter() - self._began, 6)
 
     async def ask(self, exchange: Exchange, prompt: str, tokens: int) -> None:
         """Send a request and wait for its answer's end; nothing is raised if it fails.

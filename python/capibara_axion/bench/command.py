@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from capibara_axion.bench import server_commands
 from capibara_axion.bench.kernels import command as kernels_command
 from capibara_axion.bench.report import command as report_command
 
@@ -30,8 +31,12 @@ def add_parser(commands: Subparsers, handler: Callable[[argparse.Namespace], int
     )
     bench.set_defaults(handler=handler)
     measurements = bench.add_subparsers(dest="measurement", required=True, metavar="COMMAND")
+    server_commands.add_latency(measurements)
+    server_commands.add_load(measurements)
+    server_commands.add_stream(measurements)
     kernels_command.add_parser(measurements)
     report_command.add_parser(measurements)
+    server_commands.add_compare(measurements)
     _add_schema(measurements)
 
 

@@ -177,8 +177,8 @@ class Summary(_Model):
     median: float
     p95: float
     p99: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 class Group(_Model):
@@ -281,15 +281,15 @@ class Stage(_Model):
         late_s: 99th percentile of how much later than scheduled the client sent.
     """
 
-    rate: float | None
-    concurrency: int | None
+    rate: float | None = None
+    concurrency: int | None = None
     duration_s: float
     group: Group
     requests_per_s: float
     tokens_per_s: float
-    good_share: float | None
-    goodput: float | None
-    late_s: float | None
+    good_share: float | None = None
+    goodput: float | None = None
+    late_s: float | None = None
 
 
 class LoadResult(_ServerResult):
@@ -333,26 +333,69 @@ class StreamResult(_ServerResult):
     verdicts: list[Streaming]
 
 
-Result = Annotated[
-    KernelResult | LatencyResult | LoadResult | StreamResult, Field(discriminator="kind")
-]
+class Change(_Model):
+    """One measure before and after.
+
+    Attributes:
+        before_s, after_s: medians.
+        ratio: of the medians, after over before; None: see `verdict`.
+        low, high: its confidence interval; it has a part in that of `Comparison.confidence`.
+        samples: how many there are before and after.
+        verdict: in words.
+    """
+
+    what: str
+    measure: str
+    before_s: float
+    after_s: float
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    samples: tuple[int, int]
+    verdict: str
+
+
+class Comparison(_Model):
+    """What became of one run's times in another.
+
+    Attributes:
+        before, after: the files.
+        confidence: that all intervals of all comparisons made at once contain what they should.
+    """
+
+    before: str
+    after: str
+    confidence: float
+    changes: list[Change]
+    remarks: list[str] = []
+
+
+class CompareResult(_Result):
+    """Written by `bench compare`: each further run against the first."""
+
+    kind: Literal["compare"] = "compare"
+    comparisons: list[Comparison]
+
+
+AnyResult = KernelResult | LatencyResult | LoadResult | StreamResult | CompareResult
+Result = Annotated[AnyResult, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Result] = TypeAdapter(Result)
 
 
-def write(result: KernelResult | LatencyResult | LoadResult | StreamResult, path: Path) -> None:
-    """Write a result as JSON.
+def write(result: AnyResult, path: Path) -> None:
+    """Write a result as JSON, in one line; what is None is left out.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    text = result.model_dump_json(by_alias=True, indent=1)
+    text = result.model_dump_json(by_alias=True, exclude_none=True)
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output: cannot write {path}: {error.strerror}") from None
 
 
-def read(path: Path) -> KernelResult | LatencyResult | LoadResult | StreamResult:
+def read(path: Path) -> AnyResult:
     """Read a file that `write` wrote.
 
     Raises:

@@ -64,7 +64,7 @@ def block_length(values: Array) -> int:
     dependence too late to be detected, and at most a sixth of it.
     """
     n = len(values)
-    least = max(1, math.floor(n ** (1 / 3)))
+    least = max(1, math.floor(math.pow(n, 1 / 3)))
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(np.float64)
     centred = ranks - ranks.mean()
     variance = float(centred @ centred) / n
@@ -91,7 +91,7 @@ def block_length(values: Array) -> int:
     slope, spectrum = float(weighted @ np.abs(lags)), float(weighted.sum())
     if spectrum <= 0:
         return least
-    best = (2 * slope**2 / (4 / 3 * spectrum**2)) ** (1 / 3) * n ** (1 / 3)
+    best = math.pow(2 * slope**2 / (4 / 3 * spectrum**2) * n, 1 / 3)
     return max(least, min(math.ceil(best), n // 6))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import aiohttp
@@ -60,10 +61,11 @@ class Target:
         )
 
     async def state_of(self, model: str) -> str | None:
-        """`status.value` of a model; None where the server does not tell."""
-        for card in await self._cards():
-            if card["id"] == model and isinstance(card.get("status"), dict):
-                return str(card["status"].get("value"))
+        """`status.value` of a model; None where the server does not tell, or not now."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, UsageError):
+            for card in await self._cards():
+                if card["id"] == model and isinstance(card.get("status"), dict):
+                    return str(card["status"].get("value"))
         return None
 
     async def illness(self) -> str | None:
