@@ -50,13 +50,18 @@ class Contender:
 
 
 def _vllm(
-    name: str, *, plugin: bool, quantization: str | None = None, compiled: bool = False
+    name: str,
+    *,
+    plugin: bool,
+    model: Path = prepare.CHECKPOINT,
+    quantization: str | None = None,
+    compiled: bool = False,
 ) -> Contender:
     return Contender(
         name,
         "measure_vllm.py",
         Path(sys.executable),
-        prepare.CHECKPOINT,
+        model,
         # Without the variable vLLM loads every plugin that is installed, with "" none.
         _VLLM_ENVIRONMENT | ({} if plugin else {"VLLM_PLUGINS": ""}),
         {"plugin": plugin, "quantization": quantization, "compiled": compiled},
@@ -79,6 +84,9 @@ CONTENDERS = {
         _vllm("capibara_compiled", plugin=True, compiled=True),
         _vllm("capibara_int8", plugin=True, quantization="capibara_int8"),
         _vllm("capibara_int8_compiled", plugin=True, quantization="capibara_int8", compiled=True),
+        _vllm("vllm_awq", plugin=False, model=prepare.AWQ_CHECKPOINT),
+        _vllm("capibara_awq", plugin=True, model=prepare.AWQ_CHECKPOINT),
+        _vllm("capibara_int4", plugin=True, quantization="capibara_int4"),
         *map(_llama_cpp, prepare.GGUF_KINDS),
     )
 }

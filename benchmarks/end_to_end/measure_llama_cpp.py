@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ctypes import c_int32
 from typing import Any
 
-from work import CONTEXT, Absent, Job, Stopwatch, answer
+from work import CONTEXT, Absent, Job, Stopwatch, answer, resident_mib
 
 _FLASH_ATTENTION = {"off": 0, "on": 1}  # enum llama_flash_attn_type
 _BATCH = 512
@@ -46,7 +46,8 @@ def measure(job: Job) -> dict[str, Any]:
         "system": llama_cpp.llama_print_system_info().decode(),
         "version": llama_cpp.__version__,
     }
-    return {"repetitions": repetitions, "settings": settings}
+    loaded = resident_mib()
+    return {"repetitions": repetitions, "loaded_rss_mib": loaded, "settings": settings}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from work import CONTEXT, Absent, Job, Stopwatch, answer
+from work import CONTEXT, Absent, Job, Stopwatch, answer, resident_mib
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -18,8 +18,9 @@ def measure(job: Job) -> dict[str, Any]:
     """Generates after each prompt of the job; the first one also once before, uncounted."""
     llm = load(job)
     generate(llm, job, next(job.prompts()))
+    loaded = resident_mib()
     repetitions = [generate(llm, job, tokens) for tokens in job.prompts()]
-    return {"repetitions": repetitions, "settings": _settings(job)}
+    return {"repetitions": repetitions, "loaded_rss_mib": loaded, "settings": _settings(job)}
 
 
 def load(job: Job) -> LLM:

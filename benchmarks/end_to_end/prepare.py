@@ -3,9 +3,10 @@
 
     python benchmarks/end_to_end/prepare.py
 
-The checkpoint; llama.cpp, compiled for this machine's processor, in an environment of its own; the
-same weights as GGUF files; and tcmalloc out of Debian's package, which vLLM recommends. Without
-the last three run.py measures what it can and names what is absent.
+The checkpoint, and its 4-bit version in AWQ's format; llama.cpp, compiled for this machine's
+processor, in an environment of its own; the same weights as GGUF files; and tcmalloc out of
+Debian's package, which vLLM recommends. Without the last three run.py measures what it can and
+names what is absent.
 """
 
 from __future__ import annotations
@@ -20,17 +21,30 @@ from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "end_to_end"
 CHECKPOINT = CACHE / "qwen2.5-0.5b-shape"
+AWQ_CHECKPOINT = CACHE / "qwen2.5-0.5b-shape-awq"
 PEERS_PYTHON = CACHE / "peers" / "bin" / "python"
 GGUF_KINDS = ("bf16", "q8_0", "q4_0")
 
 _REQUIREMENTS = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
-# The processor's own instructions; no BLAS, which is slower than llama.cpp's kernels for bf16 and
-# for quantised weights; nothing for images. No AMX: in a virtual machine that shows it and does not
-# grant it, q8_0 and q4_0 end with an illegal instruction (seen on a Xeon of 2023 or later).
-_CMAKE = (
-    "-DGGML_NATIVE=ON -DGGML_BLAS=OFF -DLLAVA_BUILD=OFF "
-    "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF"
-)
+# No BLAS, which is slower than llama.cpp's kernels for bf16 and for quantised weights; nothing for
+# images.
+_CMAKE = "-DGGML_BLAS=OFF -DLLAVA_BUILD=OFF"
+# The processor's own instructions, as the kernel names them, without AMX: llama.cpp configures the
+# tiles of its first thread alone, and every other one ends with an illegal instruction (0.3.36 on a
+# Xeon of 2023 or later). -march=native would bring AMX back.
+_INSTRUCTIONS = {
+    "sse4_2": "SSE42",
+    "avx": "AVX",
+    "avx2": "AVX2",
+    "avx_vnni": "AVX_VNNI",
+    "bmi2": "BMI2",
+    "f16c": "F16C",
+    "fma": "FMA",
+    "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+}
 _TCMALLOC_PACKAGE = "libtcmalloc-minimal4"
 
 
@@ -40,6 +54,7 @@ def main() -> int:
     failures = []
     for what, is_there, make in (
         ("the checkpoint", has_checkpoint, _write_checkpoint),
+        ("its 4-bit version", AWQ_CHECKPOINT.exists, _write_awq_checkpoint),
         ("llama.cpp", _has_llama_cpp, _install_llama_cpp),
         ("the GGUF files", _has_gguf_files, _write_gguf_files),
         ("tcmalloc", lambda: tcmalloc() is not None, _unpack_tcmalloc),
@@ -81,6 +96,12 @@ def _write_checkpoint() -> None:
     write_checkpoint(CHECKPOINT)
 
 
+def _write_awq_checkpoint() -> None:
+    from capibara_axion.int4.quantizer import Settings, quantize_checkpoint
+
+    quantize_checkpoint(CHECKPOINT, AWQ_CHECKPOINT, Settings())
+
+
 def _has_llama_cpp() -> bool:
     if not PEERS_PYTHON.exists():
         return False
@@ -92,12 +113,20 @@ def _install_llama_cpp() -> None:
     if not PEERS_PYTHON.exists():
         venv.create(PEERS_PYTHON.parents[1], with_pip=True)
     environment = os.environ | {
-        "CMAKE_ARGS": _CMAKE,
+        "CMAKE_ARGS": f"{_CMAKE} {_instructions()}",
         "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
     }
     # A wheel that pip keeps may be of another machine, or compiled with other flags.
     command = (PEERS_PYTHON, "-m", "pip", "install", "--quiet", "--no-cache-dir", *_REQUIREMENTS)
     subprocess.run(command, check=True, env=environment)
+
+
+def _instructions() -> str:
+    has = set(Path("/proc/cpuinfo").read_text(encoding="ascii").split())
+    if "amx_tile" not in has:
+        return "-DGGML_NATIVE=ON"
+    found = (f"-DGGML_{name}=ON" for flag, name in _INSTRUCTIONS.items() if flag in has)
+    return " ".join(("-DGGML_NATIVE=OFF", *found))
 
 
 def _has_gguf_files() -> bool:

@@ -57,6 +57,8 @@ def _summary(group: Sequence[Run], stock: dict[int, Run]) -> dict[str, Any]:
         summary[figure] = round(statistics.median(values), 2)
         summary[f"{figure}_range"] = [round(min(values), 2), round(max(values), 2)]
         summary[f"{figure}_ratio"] = round(statistics.median(ratios), 3) if ratios else None
+    loaded = [run["loaded_rss_mib"] for run in group if "loaded_rss_mib" in run]
+    summary["loaded_rss_mib"] = round(statistics.median(loaded)) if loaded else None
     summary["peak_rss_mib"] = max(run["peak_rss_mib"] for run in group)
     summary["same_first_tokens"] = _same_tokens(pairs)
     summary["others_share"] = max(run["others_share"] for run in group)
@@ -90,7 +92,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("contender")
     for heading in ("threads", "decode", "range", "to vLLM", "prefill", "range", "to vLLM"):
         table.add_column(heading, justify="right")
-    for heading in ("peak MiB", "tokens as vLLM's", "others"):
+    for heading in ("loaded MiB", "peak MiB", "tokens as vLLM's", "others"):
         table.add_column(heading, justify="right")
     previous = None
     for row in result["rows"]:
@@ -115,6 +117,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     mark = " *" if share > _DISTURBED else ""
     return [
         *cells,
+        str(row.get("loaded_rss_mib") or "-"),
         str(row["peak_rss_mib"]),
         "-" if same is None else f"{same:.1f}",
         f"{share:.0%}{mark}",

@@ -89,6 +89,12 @@ def prompt(seed: int, length: int) -> list[int]:
     return [draw.randrange(VOCAB_SIZE) for _ in range(length)]
 
 
+def resident_mib() -> int:
+    """Memory of this process as it is now, mapped files that it has read included."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() >> 20
+
+
 def answer(measure: Callable[[Job], dict[str, Any]]) -> None:
     """The main function of a measuring process: its job on stdin, the answer in file argv[1]."""
     job = Job(**json.load(sys.stdin))
