@@ -10,7 +10,7 @@ from capibara_axion.bench.report import style
 from capibara_axion.bench.report.figure import Figure, Section, Table
 from capibara_axion.bench.report.sources import Source
 
-_CSS = """
+_CSS = r"""
 :root{color-scheme:light dark;--paper:#fff;--panel:#f5f6f7}
 @media(prefers-color-scheme:dark){:root{--paper:#17181b;--panel:#212327}}
 *{box-sizing:border-box}
@@ -28,8 +28,9 @@ svg.wide{display:none}
 svg.narrow{max-width:27rem;margin:0 auto}
 dl{margin:.5rem 0 0;padding:.6rem .8rem;background:var(--panel);border-radius:.4rem;
 font-size:.85rem}
-dt{font-weight:600}
-dd{margin:0 0 .3rem}
+dt{font-weight:600;display:inline}
+dd{margin:0;display:inline}
+dd::after{content:"\A";white-space:pre}
 code{font:.85em/1.4 ui-monospace,monospace}
 details{margin:.5rem 0}
 summary{cursor:pointer;padding:.35rem 0}
@@ -40,9 +41,12 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid var(--faint);text-align:left;
 vertical-align:top}
 td.number,th.number{text-align:right;white-space:nowrap}
 thead th{position:sticky;top:0;background:var(--paper)}
-@media(min-width:40rem){svg.wide{display:block}svg.narrow{display:none}}
+@media(min-width:40rem){dl{display:grid;grid-template-columns:auto 1fr;gap:.15rem .7rem}
+svg.wide{display:block}svg.narrow{display:none}}
 @media(min-width:68rem){figure{display:grid;grid-template-columns:minmax(0,46rem) minmax(0,1fr);
-column-gap:2rem}figure>figcaption{grid-column:2;grid-row:1/span 2}figure>.data{grid-column:1}}
+grid-template-rows:auto 1fr;column-gap:2rem}
+figure>.shown{grid-row:1/span 2}figure>figcaption{grid-column:2;grid-row:1}
+figure>.from{grid-column:2}}
 @media print{svg.wide{display:block}svg.narrow{display:none}}
 """
 
@@ -94,17 +98,19 @@ def _anchor(section: Section) -> str:
 def _figure(figure: Figure) -> Iterator[str]:
     yield f'<figure id="{escape(figure.slug)}"><figcaption><h3>{escape(figure.title)}</h3>'
     yield f"<p>{escape(figure.text)}</p>"
+    yield "</figcaption>"
+    yield '<div class="shown">'
+    if figure.draw:
+        yield style.svg(figure, narrow=False)
+        yield style.svg(figure, narrow=True)
+        yield "<details><summary>Data</summary>"
+    else:
+        yield "<details open><summary>Table</summary>"
+    yield from _table(figure.table)
+    yield '</details></div><div class="from">'
     for source in figure.sources:
         yield from _provenance(source)
-    yield "</figcaption>"
-    if figure.draw:
-        yield f'<div class="plot">{style.svg(figure, narrow=False)}'
-        yield f"{style.svg(figure, narrow=True)}</div>"
-        yield '<details class="data"><summary>Data</summary>'
-    else:
-        yield '<details class="data" open><summary>Table</summary>'
-    yield from _table(figure.table)
-    yield "</details></figure>"
+    yield "</div></figure>"
 
 
 def _provenance(source: Source) -> Iterator[str]:

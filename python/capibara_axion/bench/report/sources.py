@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ class Source:
     versions: str
     command: str
     date: str
+
+    @property
+    def name(self) -> str:
+        """The file's name as words, without its ending."""
+        return self.file.removesuffix(".json").replace("_", " ")
+
+    def slug(self, what: str = "") -> str:
+        """For anchors and files: the name, then what is shown of it, in letters and digits."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.name} {what}".lower()).strip("-")
 
 
 def _rows_have(*names: str) -> Callable[[dict[str, Any]], bool]:

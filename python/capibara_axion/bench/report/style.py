@@ -96,13 +96,15 @@ def png(figure: Figure, path: Path) -> None:
         _canvas(figure, narrow=False).savefig(path, dpi=_PNG_DPI, facecolor="white")
 
 
-def legend_above(axes: Axes, narrow: bool, columns: int = 3) -> None:
-    """A legend outside of the axes, where it covers nothing."""
-    entries = len(axes.get_legend_handles_labels()[0])
-    columns = min(entries, 1 if narrow and columns < 3 else 2 if narrow else columns)
-    if entries:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.3,
+def legend_above(axes: Axes) -> None:
+    """A legend over the axes, where it covers nothing, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    canvas = axes.get_figure()
+    if handles and isinstance(canvas, Canvas):
+        entry_in = 0.55 + 0.075 * max(map(len, labels))  # a sign, and its text of 9 points
+        columns = max(1, int(canvas.get_figwidth() / entry_in))
+        canvas.legend(
+            handles, labels, loc="outside upper left", ncols=min(len(labels), columns),
             columnspacing=1.2, handlelength=2.2,
         )  # fmt: skip
 

@@ -11,8 +11,8 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 def seconds(value: float | None) -> str:
     """A time in the unit that suits it; "" for None."""
-    if value is None:
-        return ""
+    if not value:
+        return "" if value is None else "0"
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
         if abs(value) * factor >= 1 or unit == "µs":
             return f"{digits(value * factor)} {unit}"
@@ -74,9 +74,9 @@ def _fixed(ticks: Sequence[float]) -> Any:
 
 
 def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Ticks 1, 2, 5 times powers of ten between two values; fewer where those are too many."""
+    """Ticks of 1, 2 and 5 times powers of ten between two values; fewer where those are many."""
     found: list[float] = []
-    for steps in ((1, 2, 5), (1,)):
+    for steps in ((1, 2, 5), (1, 3), (1,)):
         found = [
             step * 10.0**power
             for power in range(-12, 16)

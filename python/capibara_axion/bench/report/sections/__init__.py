@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from capibara_axion.bench.report.figure import Figure, Section
@@ -46,14 +48,23 @@ def build(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     """All sections, those without figures too; and a line for each file that is not as expected."""
     sections: list[Section] = []
     faults: list[str] = []
+    slugs: set[str] = set()
     for title, maker, made_by in _SECTIONS:
         section = Section(title, made_by)
         for source in sources:
             figures, fault = _made(maker, source)
-            section.figures += figures
+            section.figures += [_unique(figure, slugs) for figure in figures]
             faults += fault
         sections.append(section)
     return sections, list(dict.fromkeys(faults))
+
+
+def _unique(figure: Figure, slugs: set[str]) -> Figure:
+    """The figure, with a number in its slug if a file of almost the same name has it already."""
+    numbered = (f"{figure.slug}-{number}" for number in itertools.count(2))
+    slug = next(slug for slug in itertools.chain([figure.slug], numbered) if slug not in slugs)
+    slugs.add(slug)
+    return dataclasses.replace(figure, slug=slug)
 
 
 def _made(maker: Maker, source: Source) -> tuple[list[Figure], list[str]]:

@@ -31,7 +31,7 @@ def figures(source: Source) -> Iterator[Figure]:
         for name, found in taken.items()
     ]
     yield Figure(
-        slug=source.file.removesuffix(".json").replace("_", "-"),
+        slug=source.slug(),
         title="Memory of attention beside its inputs and output",
         text=f"{'Causal, ' if shape['causal'] else ''}{shape['heads']} heads of "
         f"{shape['head_dim']}, {shape['dtype']}; both axes are logarithmic. A matrix of scores "
@@ -60,6 +60,6 @@ def _lines(taken: dict[str, dict[int, int]], tokens: list[int]) -> Callable[[Any
         inside = [size for size in powers if min(sizes) / 2 <= size <= max(sizes) * 2]
         units.label(axes.yaxis, units.mebibytes, inside)
         axes.set(xlabel="tokens", ylabel="memory")
-        legend_above(axes, narrow, columns=3)
+        legend_above(axes)
 
     return draw

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from capibara_axion.bench.results import Request, ServerEvent
 _STARTS = {
     "warm": "warm",
     "first": "first of a model",
-    "cold": "cold: the model was loaded for it",
+    "cold": "cold, loaded for it",
 }
 _MEASURES: tuple[tuple[str, str, Callable[[Request], float | None]], ...] = (
     ("ttft", "Time to first token", lambda request: request.ttft_s),
@@ -44,7 +45,7 @@ def distributions(source: Source) -> Iterator[Figure]:
                 models[request.model, request.start].append(value)
         if groups:
             yield Figure(
-                slug=_slug(source, slug),
+                slug=source.slug(slug),
                 title=name,
                 text="The share of requests that took at most so long. A steep line says that "
                 "they are alike; a long foot to the right, that some waited.",
@@ -62,7 +63,7 @@ def over_time(source: Source) -> Iterator[Figure]:
     timed = [request for request in result.requests if request.ttft_s is not None]
     if timed:
         yield Figure(
-            slug=_slug(source, "ttft-over-time"),
+            slug=source.slug("ttft over time"),
             title="Time to first token, as the run went on",
             text="Each mark is a request at the moment that it was to be sent; shaded: a model "
             "was being loaded; lines: a model was unloaded."
@@ -80,7 +81,7 @@ def over_time(source: Source) -> Iterator[Figure]:
             for name, found in series.items()
         ]
         yield Figure(
-            slug=_slug(source, "memory-over-time"),
+            slug=source.slug("memory over time"),
             title="Memory of the models, as the run went on",
             text="Proportional set size of the workers, as the server measures it; shaded and "
             "lines as above.",
@@ -88,10 +89,6 @@ def over_time(source: Source) -> Iterator[Figure]:
             sources=[source],
             draw=_memory(series, result.events),
         )
-
-
-def _slug(source: Source, what: str) -> str:
-    return f"{source.file.removesuffix('.json')}-{what}"
 
 
 def _spread(sizes: Sequence[int]) -> tuple[float, float, float]:
@@ -118,7 +115,7 @@ def _ecdf(groups: dict[str, list[float]], name: str) -> Callable[[Any, bool], No
         _seconds_axis(axes, "x", [value for values in groups.values() for value in values], narrow)
         axes.set(xlabel=name, ylabel="share of requests")
         axes.yaxis.set_major_formatter(lambda value, _: units.percent(value))
-        legend_above(axes, narrow, columns=2)
+        legend_above(axes)
 
     return draw
 
@@ -170,7 +167,7 @@ def _timeline(
             )  # fmt: skip
         _mark(axes, events)
         axes.set(xlabel="seconds since the run began", ylabel="time to first token")
-        legend_above(axes, narrow)
+        legend_above(axes)
 
     return draw
 
@@ -185,11 +182,13 @@ def _memory(
                 color=SERIES[index % len(SERIES)], linestyle=DASHES[index % len(DASHES)],
                 label=name,
             )  # fmt: skip
-        axes.set_ylim(bottom=0)
-        units.label(axes.yaxis, units.mebibytes)
+        most = max(size for samples in series.values() for _, size in samples)
+        step = 2 ** math.ceil(math.log2(max(most, 1) / 6))
+        axes.set_ylim(0, 1.05 * most)
+        units.label(axes.yaxis, units.mebibytes, range(0, most + 1, step))
         _mark(axes, events)
         axes.set(xlabel="seconds since the run began", ylabel="memory")
-        legend_above(axes, narrow)
+        legend_above(axes)
 
     return draw
 

@@ -27,7 +27,7 @@ def figures(source: Source) -> Iterator[Figure]:
         }
         rows = [(str(n), units.digits(rate), units.digits(rate / n)) for n, rate in points.items()]
         yield Figure(
-            slug=f"{source.file.removesuffix('.json')}-streams",
+            slug=source.slug("streams"),
             title="Tokens a second, by streams at a time",
             text="All streams together, while all of them run. Where the line bends, the "
             "processor has become the limit.",
@@ -61,7 +61,7 @@ def _stages(source: Source, key: str, name: str) -> Iterator[Figure]:
         )
     columns = (name, "tokens/s", "requests/s", "TTFT, median", "TTFT, p95", "good", "failed")
     table = Table(columns, rows, names=0)
-    slug = f"{source.file.removesuffix('.json')}-{key}"
+    slug = source.slug(key)
     tokens = {"tokens/s": [(x, stage.tokens_per_s) for x, stage in zip(at, stages, strict=True)]}
     yield Figure(
         slug=f"{slug}-tokens",
@@ -102,6 +102,6 @@ def _lines(
         axes.set_ylim(bottom=0)
         axes.set(xlabel=x_name, ylabel=y_name)
         if len(series) > 1:
-            legend_above(axes, narrow)
+            legend_above(axes)
 
     return draw

@@ -101,10 +101,10 @@ def strip(
         (row.op, row.group, row.shape, row.peer_name, row.ours, row.peer, f"{row.ratio:.2f}")
         for row in ordered
     ]
-    height = 1.3 + 0.24 * len(ops)
+    height = 1.4 + 0.24 * max(2, len(ops))
     return Figure(
-        slug=f"{source.file.removesuffix('.json')}-ratios",
-        title=title,
+        slug=source.slug("ratios"),
+        title=f"{title}: {source.name}",
         text=text,
         table=Table(("op", "what", "shape", "peer", *what, "peer / ours"), cells, names=4),
         sources=[source],
@@ -135,6 +135,6 @@ def _strip(rows: list[Row], ops: list[str], title: str) -> Callable[[Any, bool],
         axes.set_yticks(range(len(ops)), ops)
         axes.set_ylim(-0.6, len(ops) - 0.4)
         axes.set_xlabel("peer / ours" if narrow else title[0].lower() + title[1:])
-        legend_above(axes, narrow, columns=4)
+        legend_above(axes)
 
     return draw

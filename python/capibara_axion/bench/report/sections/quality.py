@@ -35,13 +35,13 @@ def _forest(source: Source, rows: dict[str, dict[str, Any]], what: str) -> Figur
         for name, found in rows.items()
         for context, row in found.items()
     ]  # fmt: skip
+    weights = units.amount(source.data["training"]["parameters"])
     height = 1.2 + 0.24 * len(rows)
     return Figure(
-        slug=source.file.removesuffix(".json").replace("_", "-"),
+        slug=source.slug(),
         title=f"Perplexity by {what}, beside bfloat16",
         text="Marks: how much larger the perplexity is; bars: 95 % intervals over documents. At 0 "
-        f"it is the same. A small Llama ({units.amount(source.data['training']['parameters'])} weights) "
-        "trained for this; held-out text.",
+        f"it is the same. A small Llama ({weights} weights) trained for this; held-out text.",
         table=Table((what, "context", "perplexity", "ratio", "95 %", "same next token"), table, 2),
         sources=[source],
         draw=_bars(rows),
@@ -72,6 +72,6 @@ def _bars(rows: dict[str, dict[str, Any]]) -> Callable[[Any, bool], None]:
         units.label(axes.xaxis, lambda value: f"{value:+.2g} %" if abs(value) > 1e-9 else "0")
         axes.set_xlabel("change of perplexity")
         if len(contexts) > 1:
-            legend_above(axes, narrow)
+            legend_above(axes)
 
     return draw

@@ -66,7 +66,7 @@ def _figure(source: Source, roof: Roof, points: list[Point]) -> Figure:
     threads = f"{roof.threads} thread{'s' if roof.threads > 1 else ''}"
     columns = ("op", "dtype", "shape", "time", "op/B", "operations", "bandwidth", "of the roof")
     return Figure(
-        slug=f"{source.file.removesuffix('.json')}-roofline-{roof.threads}",
+        slug=source.slug(f"roofline {roof.threads}"),
         title=f"Roofline, {threads}",
         text="Marks: our kernels, one for each shape. Slope: what memory allows, the faster of a "
         f"plain read and a copy by {threads}; above it, data comes from a cache. Level lines: the "
@@ -102,8 +102,8 @@ def _draw(roof: Roof, points: list[Point]) -> Callable[[Any, bool], None]:
         ridge = max(peaks.values()) / speed
         axes.plot([left, ridge], [left * speed, ridge * speed], color=INK, linewidth=1.2)
         axes.annotate(
-            f"{units.amount(speed, 'B/s')}", (left * 1.3, left * 1.3 * speed), rotation=0,
-            xytext=(0, 14), textcoords="offset points", fontsize=8,
+            units.amount(speed, "B/s"), (left * 2, left * 2 * speed),
+            xytext=(6, -8), textcoords="offset points", fontsize=8,
         )  # fmt: skip
         for name, peak in peaks.items():
             axes.plot([peak / speed, right], [peak, peak], color=INK, linewidth=1.2)
@@ -123,6 +123,6 @@ def _draw(roof: Roof, points: list[Point]) -> Callable[[Any, bool], None]:
         units.label(axes.xaxis, units.digits, units.log_ticks(left, right, most))
         units.label(axes.yaxis, units.amount, units.log_ticks(bottom, top, 6))
         axes.set(xlabel="operations per byte", ylabel="operations per second")
-        legend_above(axes, narrow, columns=4)
+        legend_above(axes)
 
     return draw

@@ -25,10 +25,10 @@ def figures(source: Source) -> Iterator[Figure]:
             (path, str(found["n"]), *(units.seconds(found.get(name)) for name in _FIGURES))
             for path, found in _distributions(source.data, "")
         ]
-        name = source.file.removesuffix(".json").removeprefix("server_").replace("_", " ")
+        title = source.name.removeprefix("server ")
         yield Figure(
-            slug=f"server-{name.replace(' ', '-')}",
-            title=name[0].upper() + name[1:],
+            slug=source.slug(),
+            title=title[0].upper() + title[1:],
             text="Distributions as they were measured.",
             table=Table(("what", "n", *_FIGURES), rows),
             sources=[source],
@@ -58,7 +58,7 @@ def _bars(source: Source, what: str) -> Figure:
         for row in reversed(rows)
     ]  # fmt: skip
     return Figure(
-        slug=f"{source.file.removesuffix('.json').replace('_', '-')}-{what}",
+        slug=source.slug(what),
         title=f"Tokens a second, {what}",
         text=f"A prompt of {work['prompt_tokens']} tokens, {work['tokens']} generated, one "
         f"request, {rows[0]['threads']} threads; medians, and the range of all runs.",
