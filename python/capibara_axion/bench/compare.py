@@ -85,7 +85,9 @@ def run(files: Sequence[Path], *, seed: int, output: Path | None) -> int:
     generator = np.random.default_rng(seed)
     flat = [(number, pair) for number, some in enumerate(pairs) for pair in some]
     changes: dict[int, list[Change]] = defaultdict(list)
-    for number, pair in track(flat, "comparing", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    for number, pair in track(flat, "comparing", console=console, transient=True, disable=quiet):
         changes[number].append(change(pair, count, generator))
     comparisons = [
         Comparison(

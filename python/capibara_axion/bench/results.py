@@ -314,7 +314,7 @@ class Streaming(_Model):
     """
 
     model: str
-    streams: bool | None
+    streams: bool | None = None
     reasons: list[str]
     first_byte_s: float | None = None
     ttft_s: float | None = None

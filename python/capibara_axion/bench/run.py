@@ -152,7 +152,9 @@ async def _measured(connection: Connection, work: Callable[[Run], Awaitable[None
         client = Client(session, url, api=connection.api, key=key, timeout_s=connection.timeout_s)
         target = Target(session, url, key, connection.admin_key)
         server = await target.describe()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        quiet = not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
             run = Run(client, target, server, progress)
             async with watch(session, url, client.now, key) as run.seen:
                 working = asyncio.ensure_future(work(run))
