@@ -28,7 +28,7 @@ svg.wide{display:none}
 svg.narrow{max-width:27rem;margin:0 auto}
 dl{margin:.5rem 0 0;padding:.6rem .8rem;background:var(--panel);border-radius:.4rem;
 font-size:.85rem}
-dt{font-weight:600;display:inline}
+dt{font-weight:600;display:inline;margin-right:.6em}
 dd{margin:0;display:inline}
 dd::after{content:"\A";white-space:pre}
 code{font:.85em/1.4 ui-monospace,monospace}

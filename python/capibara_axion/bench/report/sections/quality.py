@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ def _forest(source: Source, rows: dict[str, dict[str, Any]], what: str) -> Figur
         sources=[source],
         draw=_bars(rows),
         height=height,
-        narrow_height=height + 0.3,
+        narrow_height=1.3 + 0.36 * len(rows),
     )
 
 
@@ -67,8 +68,9 @@ def _bars(rows: dict[str, dict[str, Any]]) -> Callable[[Any, bool], None]:
                     label=None if at else context,
                 )  # fmt: skip
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(names)), names)
-        axes.locator_params(axis="x", nbins=4 if narrow else 8)
+        labels = [textwrap.fill(name, 17) for name in names] if narrow else names
+        axes.set_yticks(range(len(names)), labels)
+        axes.locator_params(axis="x", nbins=3 if narrow else 8)
         units.label(axes.xaxis, lambda value: f"{value:+.2g} %" if abs(value) > 1e-9 else "0")
         axes.set_xlabel("change of perplexity")
         if len(contexts) > 1:

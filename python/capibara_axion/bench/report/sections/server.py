@@ -21,16 +21,18 @@ def figures(source: Source) -> Iterator[Figure]:
         for what in ("decode", "prefill"):
             yield _bars(source, what)
     elif source.kind in ("server", "cold start"):
+        distributions = list(_distributions(source.data, ""))
+        columns = [name for name in _FIGURES if any(name in found for _, found in distributions)]
         rows = [
-            (path, str(found["n"]), *(units.seconds(found.get(name)) for name in _FIGURES))
-            for path, found in _distributions(source.data, "")
+            (path, str(found["n"]), *(units.seconds(found.get(name)) for name in columns))
+            for path, found in distributions
         ]
         title = source.name.removeprefix("server ")
         yield Figure(
             slug=source.slug(),
             title=title[0].upper() + title[1:],
             text="Distributions as they were measured.",
-            table=Table(("what", "n", *_FIGURES), rows),
+            table=Table(("what", "n", *columns), rows),
             sources=[source],
         )
 
@@ -78,12 +80,13 @@ def _draw_bars(rows: list[dict[str, Any]], key: str) -> Callable[[Any, bool], No
             axes.barh(at, row[key], height=0.6, color=SERIES[0 if ours else 6])
             axes.plot([low, high], [at, at], color=SERIES[1], linewidth=1.2, marker="|")
             axes.annotate(
-                units.digits(row[key]), (0, at), xytext=(4, 0), textcoords="offset points",
-                va="center", color="white",
+                units.digits(row[key]), (high, at), xytext=(5, 0), textcoords="offset points",
+                va="center",
             )  # fmt: skip
+        axes.set_xlim(0, 1.18 * max(row[f"{key}_range"][1] for row in rows))
         axes.set_yticks(range(len(rows)), [row["contender"].replace("_", " ") for row in rows])
         axes.grid(visible=False, axis="y")
         axes.locator_params(axis="x", nbins=4 if narrow else 8)
-        axes.set_xlabel("tokens a second; the line: range of all runs")
+        axes.set_xlabel("tokens a second")
 
     return draw
