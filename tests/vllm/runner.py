@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin would starve the tests beside these
     # One compiler process: its pool of workers takes longer to start than these graphs to compile.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }
