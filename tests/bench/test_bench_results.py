@@ -17,7 +17,7 @@ from capibara_axion.bench import results
 from capibara_axion.bench.errors import UsageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "bench.schema.json"
-RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.json"))
+RECORDED = sorted((Path(__file__).parent / "recorded").glob("*_[12].json"))
 MODELS = [
     found
     for _, found in inspect.getmembers(results, inspect.isclass)

@@ -186,6 +186,12 @@ def add_compare(measurements: Any) -> None:
     parser.add_argument("before", type=Path, metavar="BEFORE.json")
     parser.add_argument("after", type=Path, nargs="+", metavar="AFTER.json")
     parser.add_argument(
+        "--in-turn",
+        action="store_true",
+        help="the files are before, after, before, after and so on, three of each or more: one "
+        "comparison, which tells a difference from a drift of the machine",
+    )
+    parser.add_argument(
         "--seed",
         type=options.whole(0),
         default=0,
@@ -249,7 +255,9 @@ def _stream(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from capibara_axion.bench import compare
 
-    return compare.run([args.before, *args.after], seed=args.seed, output=args.output)
+    return compare.run(
+        [args.before, *args.after], in_turn=args.in_turn, seed=args.seed, output=args.output
+    )
 
 
 def _connection(args: argparse.Namespace) -> Connection:

@@ -65,7 +65,8 @@ def block_length(values: Array) -> int:
     """
     n = len(values)
     least = max(1, math.floor(math.pow(n, 1 / 3)))
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(np.float64)
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # equal ones share their mean rank
     centred = ranks - ranks.mean()
     variance = float(centred @ centred) / n
     if n < 12 or variance == 0:
@@ -145,7 +146,7 @@ def ratio_of_medians(
         logarithms.append(np.log(bootstrap_medians(values, length, draws, generator)))
     ratio = math.log(np.median(after) / np.median(before))
     low, high = np.quantile(logarithms[1] - logarithms[0], (tail, 1 - tail))
-    wider = _student_over_normal(tail, freedom)
+    wider = _student(tail, freedom) / NormalDist().inv_cdf(1 - tail)
     return (
         math.exp(ratio),
         math.exp(ratio + wider * (low - ratio)),
@@ -153,9 +154,32 @@ def ratio_of_medians(
     )
 
 
-def _student_over_normal(tail: float, freedom: float) -> float:
-    """Student's quantile over the normal one (Abramowitz & Stegun, 26.7.5)."""
-    z = NormalDist().inv_cdf(1 - tail)
-    first = (z**2 + 1) / 4
-    second = (5 * z**4 + 16 * z**2 + 3) / 96
-    return 1 + first / freedom + second / freedom**2
+def ratio_of_rounds(
+    ratios: Sequence[float], confidence: float
+) -> tuple[float, float, float] | None:
+    """The geometric mean of rounds' ratios, and its interval by Student's distribution.
+
+    Returns:
+        The ratio, its lower and its upper bound; None for fewer than two rounds.
+    """
+    logarithms = np.log(ratios)
+    if len(logarithms) < 2:
+        return None
+    ratio = float(logarithms.mean())
+    error = float(logarithms.std(ddof=1)) / math.sqrt(len(logarithms))
+    half = error * _student((1 - confidence) / 2, len(logarithms) - 1)
+    return math.exp(ratio), math.exp(ratio - half), math.exp(ratio + half)
+
+
+def _student(tail: float, freedom: float) -> float:
+    """What Student's t exceeds with probability `tail`.
+
+    With t = sqrt(freedom) * tan(angle) its density is that of cos(angle) ** (freedom - 1), which is
+    summed up from the right.
+    """
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    beyond = np.append(np.cumsum(steps[::-1])[::-1], 0.0) / (2 * steps.sum())
+    angle = float(np.interp(-tail, -beyond, angles))
+    return math.sqrt(freedom) * math.tan(angle)
