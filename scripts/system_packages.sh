@@ -41,7 +41,7 @@ find_highway() {
 
 find_doctest() { compiles -E <<<$'#if !__has_include(<doctest/doctest.h>)\n#error missing\n#endif'; }
 
-find_chromium() { command -v chromium || command -v chromium-browser; } >/dev/null
+find_chromium() { command -v chromium || command -v google-chrome; } >/dev/null
 
 # Ubuntu has a browser by that name in a container of its own only (snap).
 has_chromium_package() { [ "$(. /etc/os-release && echo "$ID")" = debian ]; }

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 
 from faults import FakeServerProcess
 
+OpenPage = Callable[..., Page]
+
 ADMIN_KEY = "operator"
 DESKTOP: ViewportSize = {"width": 1280, "height": 900}
 PHONE: ViewportSize = {"width": 320, "height": 640}
 
 
 def find_chromium() -> str | None:
-    """The system's Chromium; `make test-server` installs Debian's."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    """The system's Chromium, or a browser made of it; `make test-server` installs Debian's."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @contextmanager

@@ -36,7 +36,8 @@
   const all = [...document.body.querySelectorAll("*")].filter((node) =>
     node.checkVisibility({ visibilityProperty: true }),
   );
-  const hasText = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+  const hasText = (node) => [...node.childNodes].some(isText);
   const lowContrast = [];
   let texts = 0;
   for (const node of all) {
@@ -47,19 +48,25 @@
     if (ratio < 4.5) lowContrast.push(`${ratio.toFixed(2)}: ${described(node)}`);
   }
 
-  const controls = all.filter((node) => node.matches("button, input, select, textarea, summary, a"));
+  const controls = all.filter((node) =>
+    node.matches("button, input, select, textarea, meter, summary, a"),
+  );
   const unnamed = controls.filter((node) => {
-    const labels = [...(node.labels ?? [])].map((label) => label.textContent);
-    const name = node.getAttribute("aria-label") || labels.join(" ") || (node.matches("button, summary, a") && node.textContent);
-    return !name?.trim();
+    const labels = [...(node.labels ?? [])].map((label) => label.textContent).join(" ");
+    const own = node.matches("button, summary, a") ? node.textContent : "";
+    return !(node.getAttribute("aria-label") || labels || own).trim();
   });
 
   const width = document.documentElement.clientWidth;
-  const inside = (node) => node.closest("pre, .visually-hidden, .skip, .question h3, .choices label");
-  const tooWide = all.filter((node) => node.getBoundingClientRect().right > width + 0.5 && !inside(node));
+  const cut = "pre, .visually-hidden, .skip, .question h3, .choices label";
+  const isCut = (node) => node.closest(cut);
+  const tooWide = all.filter(
+    (node) => node.getBoundingClientRect().right > width + 0.5 && !isCut(node),
+  );
   if (document.documentElement.scrollWidth > width) tooWide.push(document.body);
 
   const withoutFocus = controls.filter((node) => {
+    if (node.matches("meter")) return false;
     node.focus({ focusVisible: true });
     const shown = node.matches(".visually-hidden") ? node.labels[0] : node;
     return document.activeElement !== node || getComputedStyle(shown).outlineStyle === "none";

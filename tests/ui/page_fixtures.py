@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import DESKTOP, chromium, find_chromium, gateway, open_page
+from browser import DESKTOP, OpenPage, chromium, find_chromium, gateway, open_page
 from faults import FakeServerProcess
 from playwright.sync_api import Browser, Page
 
@@ -22,8 +22,6 @@ _WATCH = """
     violations.push(`${event.violatedDirective}: ${event.blockedURI}`);
   });
 """
-
-OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def smallest(numbers, k):
 
 This takes O(n log k) time, and memory for k numbers only."""
 
-SPANISH = """La capibara es el roedor más grande del mundo. Vive en grupos junto a ríos y lagunas \
-de Sudamérica, nada muy bien y puede pasar varios minutos bajo el agua.
+SPANISH = """La capibara es el roedor más grande del mundo. Vive en grupos junto a ríos y \
+lagunas de Sudamérica, nada muy bien y puede pasar varios minutos bajo el agua.
 
 ¿Por qué es tan tranquila? Porque el grupo vigila: mientras unas comen, otras están atentas. \
 Además comparte el agua con aves, monos y hasta caimanes jóvenes sin pelearse con casi nadie."""

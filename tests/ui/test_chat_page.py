@@ -8,10 +8,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from browser import ask, demo_expert, gateway, order, sent_in
+import pytest
+from browser import DESKTOP, PHONE, OpenPage, ask, demo_expert, gateway, order, sent_in
 from conftest import wait_until
 from faults import FakeServerProcess
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, ViewportSize, expect
 
 pytest_plugins = ("page_fixtures",)
 
@@ -70,7 +71,11 @@ def test_a_whole_conversation_by_keyboard(page: Page, server: FakeServerProcess)
     expect(page.locator("#announcer")).to_contain_text("mistral_balanced: word0")
 
 
-def test_an_answer_grows_without_moving_anything(page: Page) -> None:
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_an_answer_grows_without_moving_anything(
+    open_at: OpenPage, server: FakeServerProcess, size: ViewportSize
+) -> None:
+    page = open_at(server, viewport=size)
     choose(page, "qwen_coder")
     ask(page, "Be there")
     expect(page.locator(".figures")).to_be_visible()
@@ -128,7 +133,6 @@ def test_what_cannot_be_answered_is_said_and_not_repeated(page: Page, tmp_path: 
             answer = ask(page, "Hello again")
         assert len(sent_in(sent.value)["messages"]) == 1
         expect(said(answer)).to_have_text("I am well.")
-        page.wait_for_load_state()
         server.close()
         expect(ask(page, "Still?").locator(".fault")).to_have_text("the server cannot be reached")
 
@@ -175,6 +179,54 @@ def test_what_a_model_says_is_text(page: Page) -> None:
     expect(answer.locator("p[data-kind]").first).to_have_text(markup)
     assert answer.locator("pre code").text_content() == f"{markup}\n\n</pre>"
     expect(answer.locator("p[data-kind]").last).to_have_text("and `after` it")
+
+
+def test_a_text_that_grows_looks_like_the_whole(page: Page) -> None:
+    texts = [
+        "before\n\n```python\nif x:\n\n    y\n```\n\nafter\n",
+        "````md\n```\nwithin\n```\n````\nafter",
+        "```not`a fence\nbut text",
+        "```js\nnever closed\n",
+        "```\n```\n  ```sh\nls\n```",
+    ]
+    looks = page.evaluate(
+        """async (texts) => {
+          const { render } = await import("./rendering.js");
+          return texts.map((text) => {
+            const [whole, grown] = [document.createElement("div"), document.createElement("div")];
+            render(whole, text);
+            for (let end = 1; end <= text.length; end += 1) render(grown, text.slice(0, end));
+            const looks = (box) => [...box.children].map((e) => [e.dataset.kind, e.textContent]);
+            return [looks(whole), looks(grown)];
+          });
+        }""",
+        texts,
+    )
+    assert [whole for whole, _ in looks] == [grown for _, grown in looks]
+    assert [whole for whole, _ in looks] == [
+        [["prose", "before"], ["code", "if x:\n\n    y"], ["prose", "after"]],
+        [["code", "```\nwithin\n```"], ["prose", "after"]],
+        [["prose", "```not`a fence\nbut text"]],
+        [["code", "never closed"]],
+        [["code", ""], ["code", "ls"]],
+    ]
+
+
+def test_figures_are_short(page: Page) -> None:
+    expected = {
+        "bytes(0)": "0 B",
+        "bytes(1536)": "1.5 KiB",
+        "bytes(433 * 2 ** 20)": "433 MiB",
+        "seconds(0.214)": "0.21 s",
+        "seconds(9.996)": "10 s",
+        "seconds(185)": "3 min",
+        "seconds(7300)": "2 h",
+        "rate(7.26)": "7.3",
+        "rate(214.2)": "214",
+    }
+    calls = ", ".join(expected)
+    figures = f"import('./format.js').then(({{ bytes, seconds, rate }}) => [{calls}])"
+    assert page.evaluate(figures) == list(expected.values())
 
 
 def test_settings_go_along_and_are_checked(page: Page) -> None:

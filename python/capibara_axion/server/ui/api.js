@@ -66,8 +66,8 @@ function headers(key, hasBody) {
   const made = hasBody ? { "Content-Type": "application/json" } : {};
   if (key) {
     // A header takes bytes, as characters up to 255.
-    const bytes = new TextEncoder().encode(key);
-    made.Authorization = `Bearer ${Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")}`;
+    const bytes = String.fromCharCode(...new TextEncoder().encode(key));
+    made.Authorization = `Bearer ${bytes}`;
   }
   return made;
 }

@@ -6,8 +6,8 @@ import { ApiFailure, eventsOf, request } from "./api.js";
 /**
  * What is known of an answer so far.
  *
- * `model` and `why` are from the server once it has chosen; `ttft` and `tokensPerSecond` are as seen
- * here, until the server's own account of the rate comes with the last chunk. Seconds, or null.
+ * `model` and `why` are from the server once it has chosen; `ttft` (seconds, or null) is as seen
+ * here, and so is `tokensPerSecond`, until the server's own account comes with the last chunk.
  */
 export class Completion {
   #began = performance.now();
@@ -47,12 +47,13 @@ export class Completion {
   }
 
   /**
-   * Asks, and calls `changed` whenever something came. Throws ApiFailure, or AbortError by `signal`;
-   * what came before is kept.
+   * Asks, and calls `changed` whenever something came. Throws ApiFailure, or AbortError by
+   * `signal`; what came before is kept.
    */
   async run(body, signal, changed) {
-    const asked = { ...body, model: this.model, stream: true, stream_options: { include_usage: true } };
-    const response = await request("v1/chat/completions", { body: asked, signal });
+    const streamed = { stream: true, stream_options: { include_usage: true } };
+    const whole = { ...body, ...streamed, model: this.model };
+    const response = await request("v1/chat/completions", { body: whole, signal });
     this.model = response.headers.get("X-Capibara-Model") ?? this.model;
     this.why = response.headers.get("X-Capibara-Route") ?? "";
     changed();

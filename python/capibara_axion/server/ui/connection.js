@@ -9,8 +9,8 @@ const LONGEST_WAIT_S = 8;
  * Listens to /events for as long as the page is there.
  *
  * `connected()` is called when the stream has opened, `event(fields)` for each event, and
- * `lost(failure, wait)` when it ended or could not be opened: it is tried again after `wait` seconds
- * (null, where a key is needed: not by itself), or when `retry()` is called, as it is with new keys.
+ * `lost(failure, wait)` when it ended or could not be opened. It is tried again after `wait`
+ * seconds (null where a key is needed: not by itself), or by `retry()`, as with new keys.
  */
 export class Connection {
   #attempt = new AbortController();

@@ -62,9 +62,10 @@ export class EventList {
 
   #append({ at, model, text, kind }) {
     const moment = new Date(at);
-    const time = element("time", { dateTime: moment.toISOString() }, moment.toTimeString().slice(0, 8));
-    const name = model ? element("b", {}, model) : "";
-    const item = element("li", { className: kind ?? "" }, time, element("span", {}, name, ` ${text}`));
+    const clock = moment.toTimeString().slice(0, 8);
+    const time = element("time", { dateTime: moment.toISOString() }, clock);
+    const what = element("span", {}, model ? element("b", {}, model) : "", ` ${text}`);
+    const item = element("li", { className: kind ?? "" }, time, what);
     followEnd(this.#list, () => {
       this.#list.querySelector(".empty")?.remove();
       this.#list.append(item);
@@ -92,8 +93,8 @@ function inWords(event) {
   }
 }
 
-function ofState({ state, failure }) {
-  if (state === "failed") return { text: `has failed: ${failure ?? "no reason is known"}`, kind: "bad" };
+function ofState({ state, failure = "no reason is known" }) {
+  if (state === "failed") return { text: `has failed: ${failure}`, kind: "bad" };
   if (state === "loading") return { text: "begins to load" };
   if (state === "unloaded") return { text: "is not in memory any more" };
   return {}; // "ready" and "draining": other events tell more

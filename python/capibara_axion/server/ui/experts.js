@@ -45,13 +45,14 @@ class Card {
   constructor({ id, domain, description }, refused) {
     this.name = id;
     const about = [domain, description].filter(Boolean).join(" · ");
+    const badges = [this.#state, this.#pinned, this.#warm];
     const boxes = Array.from(this.#figures.values(), ({ box }) => box);
     this.item = element(
       "li",
       { className: "expert" },
       element("h3", {}, ...breakable(id)),
       this.#button,
-      element("p", { className: "about", title: about }, this.#state, this.#pinned, this.#warm, about),
+      element("p", { className: "about", title: about }, ...badges, about),
       element("dl", {}, ...boxes),
       this.#fault,
     );

@@ -38,7 +38,8 @@ export class Images {
     const { max_images: most, max_image_bytes: largest } = this.limits;
     if (!file.type.startsWith("image/")) return `${file.name} is not an image`;
     if (file.size > largest) {
-      return `${file.name} has ${bytes(file.size)}; this server takes images of up to ${bytes(largest)}`;
+      const limit = `this server takes images of up to ${bytes(largest)}`;
+      return `${file.name} has ${bytes(file.size)}; ${limit}`;
     }
     if (this.urls.length >= most) return `this server takes up to ${most} images in a request`;
     return "";

@@ -7,12 +7,15 @@ const FENCE = /^ {0,3}(`{3,})([^`\n]*)\n?$/;
 
 /** Makes `box` show `text`; a text that only grew is appended to what is there. */
 export function render(box, text) {
-  segments(text).forEach((segment, index) => {
+  const found = segments(text);
+  found.forEach((segment, index) => {
     const there = box.children[index];
     if (there?.dataset.kind === segment.kind) grow(there, segment.text);
     else if (there) there.replaceWith(made(segment));
     else box.append(made(segment));
   });
+  // What looked like a fence may turn out to be none.
+  while (box.children.length > found.length) box.lastChild.remove();
 }
 
 function segments(text) {
