@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,11 +51,10 @@ async def watch(
     seen = Watch()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     tasks = [
-        asyncio.create_task(_harmless(following))
-        for following in (
-            _follow(session, f"{url}/events", headers, now, seen.events),
-            _sample(session, f"{url}/stats", headers, now, seen.memory),
-        )
+        asyncio.create_task(
+            _harmless(_follow, session, f"{url}/events", headers, now, seen.events)
+        ),
+        asyncio.create_task(_harmless(_sample, session, f"{url}/stats", headers, now, seen.memory)),
     ]
     try:
         yield seen
@@ -65,9 +64,9 @@ async def watch(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _harmless(following: Any) -> None:
+async def _harmless(following: Callable[..., Awaitable[None]], *arguments: Any) -> None:
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError, TypeError):
-        await following
+        await following(*arguments)
 
 
 async def _follow(

@@ -85,8 +85,9 @@ class Measurement:
         peaks = {}
         for name, case in roofs.peak_cases(threads).items():
             timings = self._times(case, case.inputs(), time_s=0.0, rounds=_ROOF_ROUNDS)
-            fastest = min(min(one.seconds) for name, one in timings.items() if "memcpy" not in name)
-            peaks[name] = case.operations / fastest
+            times = [min(one.seconds) for name, one in timings.items() if "memcpy" not in name]
+            if times:
+                peaks[name] = case.operations / min(times)
         return Roof(
             threads=threads,
             read_bytes_per_s=bandwidth["read"],
@@ -100,6 +101,8 @@ class Measurement:
     ) -> dict[str, timing.Timing]:
         with _threads(case.threads):
             prepared = dict(self._prepared(case, inputs))
+            if not prepared:
+                return {}
             return timing.interleave(
                 {name: one.call for name, one in prepared.items()},
                 time_s,
