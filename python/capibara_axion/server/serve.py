@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 from rich import box
 from rich.console import Console
@@ -283,4 +284,4 @@ def run(config: ServerConfig, path: Path, listen: Listen, log_level: str) -> Non
     secrets = [key for key in (listen.api_key, listen.admin_key) if key is not None]
     logs.configure(log_level, config.server_config.log_format, secrets=secrets)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(config, path, listen, log_level))
+        uvloop.run(serve(config, path, listen, log_level))

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -46,7 +47,7 @@ def worker_main(spec: WorkerSpec, connection: Connection) -> None:
         logger.debug("loading %s failed", spec.expert.expert_id, exc_info=True)
         channel.send(Failed(_one_line(error)))
         os._exit(1)
-    asyncio.run(_serve(spec, engine, channel))
+    uvloop.run(_serve(spec, engine, channel))
     # Everything is closed; interpreter shutdown would only take time and find threads of vLLM's.
     os._exit(0)
 
