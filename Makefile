@@ -13,7 +13,7 @@ CXX_FILES = $(shell find csrc tests/cpp benchmarks -name '*.cc' -o -name '*.c' -
 
 .DEFAULT_GOAL := help
 TESTS = cpp asan python vllm server wheel aarch64
-.PHONY: help bootstrap serve test $(TESTS:%=test-%) soak bench bench-aarch64 mca lint format wheel \
+.PHONY: help bootstrap serve test $(TESTS:%=test-%) soak bench bench-aarch64 results mca lint format wheel \
   wheel-aarch64 clean
 
 help: ## list the targets
@@ -51,6 +51,10 @@ bench: bootstrap ## time every operator against its peers
 	build/dev/tests/cpp/reference_bench | tee benchmarks/results/reference.json
 	build/dev/tests/cpp/parallel_bench
 
+results: bootstrap ## measure everything in benchmarks/results anew (hours), or RESULTS="ops linear"
+	@scripts/results.sh $(RESULTS)
+	@git --no-pager diff --stat -- benchmarks/results README.md docs/measured.md
+
 bench-aarch64: bootstrap ## count every operator's instructions on aarch64, beside its peers, under QEMU
 	@scripts/aarch64/bench.sh $(BENCH_AARCH64)
 
@@ -59,12 +63,13 @@ mca: bootstrap ## simulate the inner loops on Neoverse V2, V1, N2 and N1 (llvm-m
 	@scripts/wheel.sh aarch64
 	$(PYTHON_IN_VENV) benchmarks/aarch64/mca.py $(MCA)
 
-lint: bootstrap ## ruff, mypy, clang-format, the layer rule and the workflows' syntax
+lint: bootstrap ## ruff, mypy, clang-format, the layer rule, the workflows' syntax and stale tables
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	$(PYTHON_IN_VENV) scripts/check_layers.py
+	$(PYTHON_IN_VENV) benchmarks/tables/render.py --check
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: bootstrap ## bring the sources into shape

@@ -37,6 +37,7 @@ import machine
 _MODEL = "fake"
 _GAP_S = 0.02
 _WARM_UP = 100  # requests
+_BEGINNING = 20  # tokens of each stream while the others are still being admitted
 _FIELDS = {
     "model": _MODEL,
     "messages": [{"role": "user", "content": "Where does the time go? " * 20}],
@@ -164,6 +165,7 @@ async def _streams(
         elapsed = time.perf_counter() - began
         found[target.name] = {
             "gaps": np.concatenate([np.diff(each) for each in times]).tolist(),
+            "later_gaps": np.concatenate([np.diff(each[_BEGINNING:]) for each in times]).tolist(),
             "cores": {
                 role: (serving.cpu_s_of(pid) - before[role]) / elapsed for role, pid in pids.items()
             },
@@ -180,13 +182,17 @@ def _streams_summary(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, A
             role: round(float(np.mean([one[name]["cores"][role] for one in rounds])), 3)
             for role in rounds[0][name]["cores"]
         }
-        found[name] = figures.summary(gaps, 6) | {"cores": cores}
+        later = [gap for one in rounds for gap in one[name]["later_gaps"]]
+        found[name] = figures.summary(gaps, 6) | {"later": figures.summary(later, 6)}
+        found[name]["cores"] = cores
     added = [
         float(np.percentile(one["gateway"]["gaps"], 99) - np.percentile(one["direct"]["gaps"], 99))
         for one in rounds
     ]
     found["added_p99"] = round(found["gateway"]["p99"] - found["direct"]["p99"], 6)
     found["added_p99_by_round"] = [round(value, 6) for value in added]
+    later_p99 = (found[name]["later"]["p99"] for name in ("gateway", "direct"))
+    found["later_added_p99"] = round(next(later_p99) - next(later_p99), 6)
     return found
 
 
@@ -204,7 +210,12 @@ def _show(result: dict[str, Any]) -> None:
     whole, streams = result["whole"], result["streams"]
     added = (figures.ms(whole[key], 3) for key in ("added_p50", "added_p99"))
     table.add_row("whole answer, added", "", next(added), "", next(added))
+    for name in ("direct", "gateway"):
+        later = streams[name]["later"]
+        cells = (figures.ms(later[key], 3) for key in ("median", "p95", "p99", "max"))
+        table.add_row(f"after {_BEGINNING} tokens, {name}", str(later["n"]), *cells)
     table.add_row("token gap, added", "", "", "", figures.ms(streams["added_p99"], 3))
+    table.add_row("after the beginning", "", "", "", figures.ms(streams["later_added_p99"], 3))
     console = machine.console()
     console.print(table)
     client = whole["client_cpu_s_a_request"] * 1e6

@@ -10,7 +10,6 @@ imported in functions, since every worker imports this file again.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import json
 import os
@@ -80,7 +79,9 @@ def main() -> None:
     key = os.environ["CAPIBARA_AXION_ADMIN_KEY"]
     listen = Listen("127.0.0.1", arguments.port, arguments.stream_port, None, key)
     config = load_config(arguments.config)
-    asyncio.run(serve(config, arguments.config, listen, "info", worker=timed_worker_main))
+    import uvloop
+
+    uvloop.run(serve(config, arguments.config, listen, "info", worker=timed_worker_main))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ What it needs is imported in `main`, since every worker imports this file again.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 from pathlib import Path
 
 
 def main() -> None:
+    import uvloop
     from fake_worker import fake_worker_main
 
     from capibara_axion.server import logs
@@ -31,7 +31,7 @@ def main() -> None:
     admin_key = os.environ.get("CAPIBARA_AXION_ADMIN_KEY")
     listen = Listen("127.0.0.1", args.port, args.stream_port, api_key, admin_key)
     config = load_config(args.config)
-    asyncio.run(
+    uvloop.run(
         serve(
             config, args.config, listen, "info", worker=fake_worker_main, preload=["fake_preload"]
         )

@@ -37,6 +37,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from aiohttp import web
 
 from capibara_axion.server import processes
@@ -62,7 +63,7 @@ def fake_worker_main(spec: WorkerSpec, connection: Connection) -> None:
         return
     if orders.get("crash"):
         os._exit(3)
-    asyncio.run(_serve(spec, channel, orders))
+    uvloop.run(_serve(spec, channel, orders))
 
 
 async def _serve(spec: WorkerSpec, channel: Channel, orders: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from aiohttp import web
 from capibara_axion.server.errors import ApiError
 
 _PING = b": ping\n\n"
+_SMALL = 16384  # bytes, below what a transport takes before it has its writers wait
 
 
 class EventStream:
@@ -67,6 +68,12 @@ class EventStream:
                 if not self.response.prepared:
                     await self.response.prepare(self._request)
         self._wrote_at = self._loop.time()
+        transport = self._request.transport
+        if len(frames) < _SMALL and transport and not transport.get_write_buffer_size():
+            # All of a stream whose client keeps up: it cannot have to wait, and a deadline would
+            # cost as much as the rest.
+            await self.response.write(frames)
+            return
         try:
             async with asyncio.timeout(self._send_timeout_s):
                 await self.response.write(frames)
