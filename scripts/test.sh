@@ -22,7 +22,7 @@ describe() {
     asan) echo "the same under AddressSanitizer and UndefinedBehaviorSanitizer (preset asan-ubsan)" ;;
     python) echo "Python and torch interfaces" ;;
     vllm) echo "vLLM plugin, one test per architecture" ;;
-    server) echo "server, with the official OpenAI client, and its page in a browser" ;;
+    server) echo "server, with the official OpenAI client, its page in a browser, bench, and what the documentation tells to run" ;;
     wheel) echo "wheel of this architecture: what is in it, and every kernel with NumPy alone" ;;
     aarch64) echo "all of it but vLLM and the server for aarch64, cross-built and under QEMU" ;;
     *) die "unknown group of tests: $1" "known: ${ALL[*]}" ;;
@@ -36,7 +36,8 @@ run_group() {
     python) run_pytest tests/python tests/torch ;;
     # Engines of tiny models are Python on one core for the most part.
     vllm) run_pytest -n 2 --dist loadfile tests/vllm ;;
-    server) run_pytest tests/server tests/ui ;;
+    # Two runs: both tests/server and tests/bench have helpers in a module named conftest.
+    server) run_pytest tests/server tests/ui tests/docs && run_pytest tests/bench ;;
     wheel) scripts/wheel.sh --check ;;
     aarch64) scripts/aarch64/test.sh ;;
   esac
