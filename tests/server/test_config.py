@@ -431,7 +431,8 @@ def test_workers_never_see_the_api_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({}, (64, None)),
+        ({}, (64, 512)),
+        ({"max_num_seqs": 1000}, (1000, 1000)),
         ({"profile": "latency"}, (16, 512)),
         ({"profile": "throughput"}, (64, 8192)),
         ({"profile": "latency", "max_num_seqs": 5}, (5, 512)),

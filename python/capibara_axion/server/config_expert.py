@@ -90,9 +90,11 @@ class FlashAttentionConfig(Section):
     """Longest sequence that it was used for."""
 
 
-# Of each profile: requests and tokens of one step. With 0.5e9 weights on two cores here 512 tokens
-# take about a second, and that is how long running streams wait for a step of a long prompt.
-_STEP_LIMITS = {"latency": (16, 512), "throughput": (64, 8192)}
+# Of each profile, and without one: requests and tokens of one step. Running streams wait for a step
+# of a long prompt: twice as many tokens a step were twice the wait and brought the prompt's own
+# first token 5 to 15 % sooner (benchmarks/results/server_profiles.json). Fewer than 512 would cut
+# images, whose tokens must be computed together, in two.
+_STEP_LIMITS = {None: (64, 512), "latency": (16, 512), "throughput": (64, 8192)}
 
 
 class ExpertConfig(Section):
@@ -171,7 +173,7 @@ class ExpertConfig(Section):
     profile: Literal["latency", "throughput"] | None = None
     """What `max_num_seqs` and `max_num_batched_tokens` are where the file does not set them:
     "latency" lets a long prompt hold up the answers that are being written as little as possible;
-    "throughput" computes most tokens a second."""
+    "throughput" computes most tokens a second; null: as "latency", for 64 requests a step."""
 
     enable_chunked_prefill: bool | None = None
     """Whether a long prompt is divided over steps; null: vLLM's default, true."""
@@ -258,10 +260,11 @@ class ExpertConfig(Section):
 
     @property
     def step_limits(self) -> tuple[int, int | None]:
-        """Requests and tokens that one step computes at most; no tokens: as vLLM chooses."""
+        """Requests and tokens that one step computes at most; no tokens: as vLLM chooses.
+
+        For models that generate: one that only reads computes a prompt in one step.
+        """
         seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
-        if self.profile is None:
-            return seqs, tokens
         profile_seqs, profile_tokens = _STEP_LIMITS[self.profile]
         if "max_num_seqs" not in self.model_fields_set:
             seqs = profile_seqs

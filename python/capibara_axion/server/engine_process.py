@@ -51,6 +51,9 @@ _NO_MEDIA_DOMAIN = "data-urls-only.invalid"
 
 _MM_PROCESSOR_CACHE_GIB = 0.25
 
+# What the names of architectures that generate text end in.
+_GENERATES = ("ForCausalLM", "ForConditionalGeneration")
+
 # The request that the current task answers.
 current_request: ContextVar[WorkerRequest] = ContextVar("current_request")
 
@@ -227,9 +230,12 @@ def _vllm_config(spec: WorkerSpec) -> VllmConfig:
     expert = spec.expert
     if os.path.isabs(expert.model_path) and not os.path.isdir(expert.model_path):
         raise FileNotFoundError(f"there is no model directory {expert.model_path}")
-    for architecture in _architectures(expert.model_path):
+    architectures = _architectures(expert.model_path)
+    for architecture in architectures:
         engine_preload.register_in_process(architecture)
     max_num_seqs, max_num_batched_tokens = expert.step_limits
+    if expert.profile is None and not any(name.endswith(_GENERATES) for name in architectures):
+        max_num_batched_tokens = expert.max_num_batched_tokens
     config = AsyncEngineArgs(
         model=expert.model_path,
         served_model_name=expert.expert_id,
