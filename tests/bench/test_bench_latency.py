@@ -210,7 +210,7 @@ def test_keys_are_sent_and_not_written(
         ("--url=ftp://x", "--url: expected http://HOST:PORT, got 'ftp://x'"),
         ("--url=http://x:0", "--url: expected http://HOST:PORT, got 'http://x:0'"),
         ("--url=http://me:key@x", "--url: expected http://HOST:PORT without a user's name, a key"),
-        ("--output=/nowhere/x.json", "--output: expected a file that can be written"),
+        ("--output=/dev/null/x.json", "--output: expected a file that can be written"),
         ("--model=z", "--model: expected one of a; got 'z'"),
         ("--kind=poem", "--kind: invalid choice: 'poem'"),
     ],

@@ -91,10 +91,15 @@ def url(text: str) -> str:
 
 
 def output_file(text: str) -> Path:
-    """A file that can be written; better found out before the measurement than after."""
+    """A file that can be written, and its folder, which is made: before the measurement."""
     path = Path(text)
-    target = path if path.exists() else path.parent
-    if path.is_dir() or not path.parent.is_dir() or not os.access(target, os.W_OK):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a file is in the way, or it is not allowed
+        good = False
+    else:
+        good = not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
+    if not good:
         raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}")
     return path
 

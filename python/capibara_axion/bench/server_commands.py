@@ -179,7 +179,7 @@ def add_compare(measurements: Any) -> None:
         "compare",
         help="whether a run was faster or slower than another, or cannot be told from it",
         description="Compare results of latency, load or kernels with the first of them, by the "
-        "ratio of medians and its interval. All intervals hold together with 95 %% confidence, so "
+        "ratio of medians and its interval. All intervals hold together with 95 % confidence, so "
         "that equal runs are told apart in one of twenty comparisons at most. Results of "
         "different work are refused (exit code 2).",
     )

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import vllm.plugins as vllm_plugins
+import vllm.renderers.hf as hf_renderer
+import vllm.tokenizers.hf as hf_tokenizers
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
@@ -84,6 +88,24 @@ def preload() -> None:
     # It searches all modules for kernels to replace, which takes as long as loading a small model.
     current_platform.register_triton_kernel_overrides()
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
+    _copy_tokenizers_late()
+
+
+def _copy_tokenizers_late() -> None:
+    """Have a tokenizer's copies made when they are first used, and quickly.
+
+    vLLM makes one for each thread that renders before it starts the engine, and copies every entry
+    of the vocabulary and of the merges as Python objects, two seconds each for Qwen's. No method
+    changes those; what is not thread-safe, the tokenizer of the library `tokenizers`, is copied.
+    """
+    stock = hf_renderer.maybe_make_thread_pool
+    hf_renderer.maybe_make_thread_pool = lambda tokenizer, copies: stock(tokenizer, 0)
+
+    def deepcopy(tokenizer: Any) -> Any:
+        shared = (v for v in vars(tokenizer).values() if isinstance(v, dict | list | tuple))
+        return copy.deepcopy(tokenizer, {id(value): value for value in shared})
+
+    hf_tokenizers.copy = SimpleNamespace(copy=copy.copy, deepcopy=deepcopy)
 
 
 def call_plugins() -> None:

@@ -51,6 +51,9 @@ _NO_MEDIA_DOMAIN = "data-urls-only.invalid"
 
 _MM_PROCESSOR_CACHE_GIB = 0.25
 
+# Copies that are used at a time: by the thread that renders, and by the event loop's.
+_TOKENIZERS = 2
+
 # What the names of architectures that generate text end in.
 _GENERATES = ("ForCausalLM", "ForConditionalGeneration")
 
@@ -202,7 +205,7 @@ def _environment(spec: WorkerSpec) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _chat_warmed_up_meanwhile(spec: WorkerSpec) -> Iterator[None]:
-    """Render a first message while the engine process loads, instead of for the first request."""
+    """Render first messages while the engine process loads, instead of for the first requests."""
     threads: list[threading.Thread] = []
     stock = BaseRenderer.start_mm_warmup_in_background
     template = ChatParams(load_chat_template(spec.expert.chat_template))
@@ -214,8 +217,9 @@ def _chat_warmed_up_meanwhile(spec: WorkerSpec) -> Iterator[None]:
     def start(renderer: BaseRenderer) -> None:
         # vLLM calls it when the engine process exists: a thread would not survive the fork.
         stock(renderer)
-        threads.append(threading.Thread(target=render, args=(renderer,), daemon=True))
-        threads[0].start()
+        for _ in range(_TOKENIZERS):
+            threads.append(threading.Thread(target=render, args=(renderer,), daemon=True))
+            threads[-1].start()
 
     BaseRenderer.start_mm_warmup_in_background = start
     try:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from capibara_axion.bench.options import output_file
 
 _QUICK_TOKENS = (1, 128)
 
@@ -61,7 +62,9 @@ def add_parser(measurements: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="1 and 128 tokens, less time, nothing compiled"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write all samples as JSON")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="write all samples as JSON"
+    )
     parser.set_defaults(
         run=_run, needs=("bench", "ml_dtypes", "psutil", "pydantic", "rich", "threadpoolctl")
     )
@@ -163,8 +166,6 @@ def _settings(args: argparse.Namespace) -> Any:
     threads = args.threads or ((1, cores) if cores > 1 else (1,))
     if max(threads) > cores:
         raise UsageError(f"--threads: expected at most {cores}, the cores here, got {max(threads)}")
-    if args.output and not args.output.parent.is_dir():
-        raise UsageError(f"--output: expected a file in a folder that exists, got {args.output}")
     tokens = args.tokens or (_QUICK_TOKENS if args.quick else None)
     settings = Settings(
         ops=tuple(args.op or OPS),
