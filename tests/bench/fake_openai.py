@@ -161,7 +161,7 @@ def proxy(upstream: str, hold: Callable[[int], bool], *, apart: bool = False) ->
             ) as answer,
         ):
             response = web.StreamResponse(
-                status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]}
+                status=answer.status, headers={"Content-Type": answer.content_type}
             )
             await response.prepare(request)
             held: list[bytes] = []
