@@ -13,10 +13,9 @@ import pytest
 import tolerances
 import torch
 import torch.nn.functional as F
+from cases import OPS
 from operators import BFLOAT16, DTYPES, OPERATORS, VARIANTS, Variant
 from products import PRODUCTS
-
-from cases import OPS
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 each_variant_and_product = pytest.mark.parametrize("variant", [*VARIANTS, *PRODUCTS], ids=str)

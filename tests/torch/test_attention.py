@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import DTYPES, OPS, TYPES
 from operators import BFLOAT16
 from torch.nn.attention.bias import causal_lower_right
 
 import capibara_axion as ax
-from cases import DTYPES, OPS, TYPES
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}

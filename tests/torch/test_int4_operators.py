@@ -8,10 +8,10 @@ import pickle
 
 import pytest
 import torch
+from cases import DTYPES, OPS
 
 import capibara_axion as ax
 from capibara_axion.torch_ops import pack_weight
-from cases import DTYPES, OPS
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from cases import CASES, DTYPES, OPS, Case, clone, run
 
 import capibara_axion as ax
-from cases import CASES, DTYPES, OPS, Case, clone, run
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import DTYPES, OPS, PACKED_TYPES
 
 import capibara_axion as ax
 from capibara_axion import _core
 from capibara_axion.torch_ops import pack_weight
-from cases import DTYPES, OPS, PACKED_TYPES
 
 F = torch.nn.functional
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
