@@ -76,9 +76,10 @@ async def test_a_stopped_process_is_replaced(ledger: Ledger, which: str) -> None
         took = time.monotonic() - stopped
         broken, answered = await stream, await waiting
     assert (broken.outcome, answered.outcome) == ("broken", "answered")
-    gap = max(entry.largest_gap_s for entry in ledger.entries if entry.model == other)
-    print(f"replaced after {took:.1f} s; others' largest gap {gap:.2f} s")
-    assert took < HANG_S + 15
     others = [entry for entry in ledger.entries if entry.model == other]
+    gap = max(entry.largest_gap_s for entry in others)
+    meanwhile = [entry for entry in others if stopped < (entry.first_byte or 0) < stopped + took]
+    print(f"replaced after {took:.1f} s; others: largest gap {gap:.2f} s, {len(meanwhile)} begun")
+    assert took < HANG_S + 15
     assert {entry.outcome for entry in others} == {"answered"}
-    assert gap < HANG_S - 1
+    assert len(meanwhile) > 1
