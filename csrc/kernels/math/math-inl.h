@@ -140,8 +140,8 @@ HWY_INLINE Vecs<D, n> exp_nonpositive(D d, Vecs<D, n> x) {
   return scale_by_power(d, exp_reduced(d, subtract_ln2_multiple(d, x, k)), k);
 }
 
-// e^x for x <= 0, zero where the result would be subnormal (x < -126 ln(2)): that is all that softmax
-// needs, being below 2^-126 of the row's largest term, and saves the second scaling.
+// e^x for x <= 0, zero where the result would be subnormal (x < -126 ln(2)): that is all that
+// softmax needs, being below 2^-126 of the row's largest term, and saves the second scaling.
 template <class D, size_t n>
 HWY_INLINE Vecs<D, n> exp_nonpositive_flushed(D d, Vecs<D, n> x) {
 #if HWY_TARGET <= HWY_AVX3
