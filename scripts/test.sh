@@ -37,6 +37,7 @@ run_group() {
     # Engines of tiny models are Python on one core for the most part.
     vllm) run_pytest -n 2 --dist loadfile tests/vllm ;;
     # Two runs: both tests/server and tests/bench have helpers in a module named conftest.
+    # Two calls: tests of both import from a conftest.py of their own.
     server) run_pytest tests/server tests/ui tests/docs && run_pytest tests/bench ;;
     wheel) scripts/wheel.sh --check ;;
     aarch64) scripts/aarch64/test.sh ;;

@@ -63,7 +63,9 @@ def test_numpy_alone_loads_no_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "loaded []" in done.stdout
-    contenders = {row.contender for row in results.read(output).rows}  # type: ignore[union-attr]
+    result = results.read(output)
+    assert isinstance(result, results.KernelResult)
+    contenders = {row.contender for row in result.rows}
     assert contenders == {"ours NumPy out", "memcpy memmove", "NumPy exp"}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 from conftest import Outcome, Served
 from pydantic import BaseModel
@@ -34,7 +35,6 @@ def test_the_published_schema_is_not_stale(bench: Callable[..., Outcome]) -> Non
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
 def test_results_keep_to_the_schema(path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(path.read_text()))
 

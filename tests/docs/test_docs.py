@@ -37,6 +37,11 @@ def blocks(*languages: str) -> list[Block]:
     return [block for path in PAGES for block in read(path).of(*languages)]
 
 
+def with_python() -> list[Page]:
+    pages = map(read, PAGES)
+    return [page for page in pages if any(b.reason is None for b in page.of("python"))]
+
+
 def each_block(*languages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", blocks(*languages), ids=str)
 
@@ -76,7 +81,7 @@ def to_this(server: FakeServerProcess, command: str) -> str:
     return command
 
 
-@each_page
+@pytest.mark.parametrize("page", with_python(), ids=lambda page: page.path.stem)
 def test_python_runs(page: Page, tmp_path: Path) -> None:
     """All blocks of a page in order, in one namespace; lines keep their numbers."""
     lines = [""] * len(page.path.read_text().splitlines())
@@ -84,8 +89,6 @@ def test_python_runs(page: Page, tmp_path: Path) -> None:
         if block.reason is None:
             for number, line in enumerate(block.text.splitlines(), block.line - 1):
                 lines[number] = line
-    if not any(lines):
-        pytest.skip("nothing to run")
     script = tmp_path / f"{page.path.stem}.py"
     script.write_text("\n".join(lines))
     run([sys.executable, str(script)], tmp_path, tmp_path, str(page.path))

@@ -94,6 +94,7 @@ class Target:
                             "--cold: expected a server with POST /models/unload that takes the "
                             f"key in CAPIBARA_AXION_ADMIN_KEY; it answered {response.status}"
                         )
+                # Of another process: it can be asked, and there is nothing here to wait for.
                 while await self.state_of(model) != "unloaded":  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except (aiohttp.ClientError, TimeoutError) as error:
