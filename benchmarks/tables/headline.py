@@ -79,7 +79,7 @@ def _engines() -> list[tuple[str, ...]]:
     ):
         beside = [f"{_speeds(rows[peer])} ({peer})" for peer in peers if peer in rows]
         if ours in rows and beside:
-            label = f"0.5B model in vLLM, {what}: decode / prefill, tokens per second"
+            label = f"0.5B model in vLLM, {what}, two threads: decode / prefill, tokens per second"
             found.append((label, _speeds(rows[ours]), "; ".join(beside), _link("end_to_end")))
     return found
 
@@ -91,7 +91,14 @@ def _speeds(row: dict[str, Any]) -> str:
 def _server() -> list[tuple[str, ...]]:
     cold = load("server_cold_phases")["cold"]
     gateway = load("server_gateway_overhead")
+    demo = load("server_on_demand")["models"]["demo"]
     return [
+        (
+            "demo expert on demand: whole answer, cold / warm",
+            _cold_and_warm(demo["ours"]),
+            f"{_cold_and_warm(demo['eager'])} (stock vLLM, a process a model)",
+            _link("server_on_demand"),
+        ),
         (
             "unloaded model, request to first token: demo expert / 0.5B",
             " / ".join(f"{cold[name]['first_token']['median']:.2f} s" for name in _COLD),
@@ -105,6 +112,10 @@ def _server() -> list[tuple[str, ...]]:
             _link("server_gateway_overhead"),
         ),
     ]
+
+
+def _cold_and_warm(row: dict[str, Any]) -> str:
+    return " / ".join(f"{row[kind]['total']['median']:.2f} s" for kind in ("cold", "warm"))
 
 
 _COLD = ("demo experts", "0.5B shape")

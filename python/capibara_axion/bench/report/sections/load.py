@@ -21,15 +21,14 @@ def figures(source: Source) -> Iterator[Figure]:
         yield from _stages(source, "rate", "arrivals a second")
     elif source.kind == "server" and "streams_at_a_time" in source.data:
         points = {
-            int(streams): found["decode_tokens_per_s"]
+            int(streams): found["tokens_per_s"]
             for streams, found in source.data["streams_at_a_time"].items()
-            if found["decode_tokens_per_s"] > 0
         }
         rows = [(str(n), units.digits(rate), units.digits(rate / n)) for n, rate in points.items()]
         yield Figure(
             slug=source.slug("streams"),
             title="Tokens a second, by streams at a time",
-            text="All streams together, while all of them run. Where the line bends, the "
+            text="All streams together, their prompts included. Where the line bends, the "
             "processor has become the limit.",
             table=Table(("streams", "tokens/s", "tokens/s of each"), rows, names=0),
             sources=[source],
