@@ -91,9 +91,9 @@ class FlashAttentionConfig(Section):
 
 
 # Of each profile, and without one: requests and tokens of one step. Running streams wait for a step
-# of a long prompt: twice as many tokens a step were twice the wait, and the prompt's own first token
-# came no sooner (benchmarks/results/server_profiles.json). Fewer than 512 would cut images, whose
-# tokens must be computed together, in two.
+# of a long prompt: twice as many tokens a step were twice the wait, and the prompt's own first
+# token came no sooner (benchmarks/results/server_profiles.json). Fewer than 512 would cut images,
+# whose tokens must be computed together, in two.
 _STEP_LIMITS = {None: (64, 512), "latency": (16, 512), "throughput": (64, 8192)}
 
 
