@@ -6,8 +6,8 @@
 
 The model is unloaded, then asked for a stream; the server runs all the while. The phases lie
 between what the server tells of (GET /events) and what the client sees; the stages of the engine's
-start are timed in it (`timed_server.py`). A model's first load, which reads its files and measures
-which linear layers are the faster ones, is not counted.
+start are timed in it (`timed_server.py`). A model's first loads are not counted: they read its
+files, and measure which linear layers are the faster ones until that is settled.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _PHASES = {
     "serving": ("loaded", None),
 }
 _LAST_PHASE = "first token"
+_FIRST_LOADS = 3  # `vllm_plugin/linear_choice.py` needs as many at most
 
 
 def main() -> int:
@@ -106,12 +107,12 @@ async def _measure(
             api = client.Client(session, server.url, serving.ADMIN_KEY)
             for name, path in paths.items():
                 repeats = arguments.repeats if name == _SHAPE else arguments.demo_repeats
-                task = progress.add_task(f"cold: {name}", total=repeats + 1)
-                for number in range(repeats + 1):
+                task = progress.add_task(f"cold: {name}", total=repeats + _FIRST_LOADS)
+                for number in range(-_FIRST_LOADS, repeats):
                     stages.write_text("")
-                    prompt = models.prompt(path, _PROMPT_TOKENS, number)
+                    prompt = models.prompt(path, _PROMPT_TOKENS, number + _FIRST_LOADS)
                     run = await _cold(api, path.name, prompt)
-                    if number:
+                    if number >= 0:
                         runs[name].append(run | {"stages": _stages(stages)})
                     progress.advance(task)
     return runs

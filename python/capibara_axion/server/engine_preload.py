@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 import vllm.plugins as vllm_plugins
 import vllm.renderers.hf as hf_renderer
 import vllm.tokenizers.hf as hf_tokenizers
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
@@ -49,6 +51,9 @@ _PRELOADED_ARCHITECTURES = (
     "Gemma3ForConditionalGeneration",
     "CohereForCausalLM",
 )
+
+# A checkpoint with a processor has one of them (transformers 5).
+_PROCESSOR_FILES = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)
 
 _PLUGIN_GROUPS = (
     vllm_plugins.DEFAULT_PLUGINS_GROUP,
@@ -89,6 +94,7 @@ def preload() -> None:
     current_platform.register_triton_kernel_overrides()
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
     _copy_tokenizers_late()
+    _look_for_processors_first()
 
 
 def _copy_tokenizers_late() -> None:
@@ -106,6 +112,26 @@ def _copy_tokenizers_late() -> None:
         return copy.deepcopy(tokenizer, {id(value): value for value in shared})
 
     hf_tokenizers.copy = SimpleNamespace(copy=copy.copy, deepcopy=deepcopy)
+
+
+def _look_for_processors_first() -> None:
+    """Do not load a tokenizer a second time to find that a model has no processor.
+
+    vLLM asks transformers' AutoProcessor for a chat template; for a model of text alone that ends
+    with the tokenizer, a second of Python for Qwen's vocabulary while the engine loads.
+    """
+    stock = hf_renderer._try_get_processor_chat_template
+
+    def chat_template(tokenizer: Any, **options: Any) -> str | None:
+        folder = tokenizer.name_or_path
+        if os.path.isdir(folder) and not any(
+            os.path.exists(os.path.join(folder, name)) for name in _PROCESSOR_FILES
+        ):
+            return None
+        template: str | None = stock(tokenizer, **options)
+        return template
+
+    hf_renderer._try_get_processor_chat_template = chat_template
 
 
 def call_plugins() -> None:

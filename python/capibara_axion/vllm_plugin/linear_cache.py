@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 # Raise it when an entry means something else than before; a file of another format is replaced.
-FORMAT = 1
+FORMAT = 2
+
+
+def is_settled(entry: dict[str, Any]) -> bool:
+    """Whether an entry of the file is to be relied on without measuring again."""
+    return entry.get("settled", True) is True
 
 
 class ChoiceCache:
@@ -34,11 +39,21 @@ class ChoiceCache:
         """The choice made under this key; None when there is none."""
         if self._choices is None:
             entries = self._read()
-            self._choices = {name: entry["ours"] for name, entry in entries.items()}
+            self._choices = {
+                name: entry["ours"] for name, entry in entries.items() if is_settled(entry)
+            }
         return self._choices.get(key)
 
+    def unsettled(self, key: str) -> dict[str, Any] | None:
+        """What other processes have measured under this key without being sure of it."""
+        entry = self._read().get(key)
+        return None if entry is None or is_settled(entry) else entry
+
     def put(self, key: str, ours: bool, numbers: dict[str, Any] | None) -> None:
-        """Remembers a choice; with `numbers` in the file too, if that can be written."""
+        """Remembers a choice; with `numbers` in the file too, if that can be written.
+
+        `numbers` that are not settled serve later races, and this process.
+        """
         self.get(key)
         assert self._choices is not None
         self._choices[key] = ours
