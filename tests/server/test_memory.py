@@ -112,6 +112,24 @@ def test_int8_halves_linear_layers_and_leaves_the_embedding(
     assert weights == 2 * (TABLE + NORM) + TABLE + LINEAR + scales
 
 
+@pytest.mark.parametrize("shapes", [TIED, UNTIED])
+def test_int4_has_its_output_layer_in_8_bits(folder: Path, shapes: dict[str, Any]) -> None:
+    write_weights(folder / "model.safetensors", shapes)
+    weights = memory.predict(expert(folder, quantization="capibara_int4")).weights
+    head = TABLE + 8 * VOCAB
+    assert weights == 2 * (TABLE + NORM) + head + LINEAR // 2 + 6 * (LINEAR // 64)
+
+
+def test_int4_where_no_group_divides_the_columns(folder: Path) -> None:
+    odd = {**EMBEDDING, "model.layers.0.mlp.up_proj.weight": (10, 40)}
+    write_weights(folder / "model.safetensors", odd)
+    int4, int8 = (
+        memory.predict(expert(folder, quantization=f"capibara_int{bits}")).weights
+        for bits in (4, 8)
+    )
+    assert int4 == int8
+
+
 def test_parts_add_up_and_a_consolidated_duplicate_does_not_count(folder: Path) -> None:
     write_weights(folder / "model-00001-of-00002.safetensors", EMBEDDING)
     write_weights(folder / "consolidated.safetensors", {"tok_embeddings.weight": (VOCAB, HIDDEN)})

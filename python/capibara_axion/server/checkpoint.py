@@ -33,6 +33,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of `capibara_int4` as the server asks for it, the first that divides a row.
+_INT4_GROUPS = (128, 64, 32)
+
+
 class Tensor(BaseModel):
     """One entry of a safetensors header, and the name it has there."""
 
@@ -63,6 +67,16 @@ class Tensor(BaseModel):
         """Its size as `capibara_int8`: a byte an element, and for each row a scale and a sum."""
         rows, columns = self.shape
         return rows * (columns + 8)
+
+    @property
+    def int4_bytes(self) -> int:
+        """Its size as `capibara_int4`: half a byte an element, 6 bytes a group of 128, 64 or 32.
+
+        In 8 bits where no group divides its columns.
+        """
+        rows, columns = self.shape
+        group = next((size for size in _INT4_GROUPS if columns % size == 0), None)
+        return self.int8_bytes if group is None else rows * (columns // group) * (group // 2 + 6)
 
 
 @dataclass(frozen=True)

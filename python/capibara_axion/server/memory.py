@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from capibara_axion.server.checkpoint import Checkpoint, find_checkpoint
+from capibara_axion.server.checkpoint import Checkpoint, Tensor, find_checkpoint
 from capibara_axion.server.config import ExpertConfig
 
 GIB = 1024**3
@@ -77,16 +77,21 @@ def _element_bytes(expert: ExpertConfig) -> int:
 
 def _weights(checkpoint: Checkpoint, expert: ExpertConfig) -> int:
     element_bytes = _element_bytes(expert)
-    int8 = expert.quantization == "capibara_int8"
-    loaded = sum(
-        tensor.int8_bytes if int8 and tensor.is_linear else tensor.bytes_with(element_bytes)
-        for tensor in checkpoint.tensors.values()
-    )
     head = checkpoint.head
+    if expert.quantization in ("capibara_int8", "capibara_int4"):
+        is_int4 = expert.quantization == "capibara_int4"
+
+        def size(tensor: Tensor) -> int:
+            if not tensor.is_linear:
+                return tensor.bytes_with(element_bytes)
+            return tensor.int4_bytes if is_int4 and tensor is not head else tensor.int8_bytes
+
+        # The table of a tied embedding stays beside the copy to multiply by, which is in 8 bits.
+        copy = head.int8_bytes if head and checkpoint.is_tied else 0
+        return sum(map(size, checkpoint.tensors.values())) + copy
+    loaded = sum(tensor.bytes_with(element_bytes) for tensor in checkpoint.tensors.values())
     if head is None:
         return loaded
-    if int8:  # the table of a tied embedding stays beside the copy to multiply by
-        return loaded + (head.int8_bytes if checkpoint.is_tied else 0)
     # The output layer's weight stays beside its packed copy; vLLM packs every embedding, too.
     copies = 2 if expert.linear_backend == "stock" and not checkpoint.is_tied else 1
     return loaded + copies * head.bytes_with(element_bytes)

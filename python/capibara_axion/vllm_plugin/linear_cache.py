@@ -52,7 +52,7 @@ class ChoiceCache:
     def put(self, key: str, ours: bool, numbers: dict[str, Any] | None) -> None:
         """Remembers a choice; with `numbers` in the file too, if that can be written.
 
-        `numbers` that are not settled serve later races, and this process.
+        A choice whose numbers say that it is not settled is this process's alone.
         """
         self.get(key)
         assert self._choices is not None

@@ -5,7 +5,7 @@ Both run on this machine with the threads of this process: with one row, which i
 decoded, and with as many rows as a prompt's chunk has. Each time is the shortest of a few rounds in
 turn: what else the machine does can only add to it. A shape is raced once, which takes some 50 to
 300 ms, and remembered on disk. If the machine was busy with something else meanwhile, the next
-process races it again, and the third such race, with the shortest times of all, settles it.
+process races it again; three such races settle it if they agree.
 
 The rule (`is_ours_faster`): ours if a request of eight prompt tokens for each generated one, a long
 prompt and a short answer, takes no longer, and if neither part pays for the other: decoding is not
@@ -22,7 +22,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ _ROUNDS = 7
 # One race settles a choice if it had so many rounds, and our threads lost their cores to others no
 # more often than this. (Where all cores are busy, that happens in every call.)
 _CALM_ROUNDS, _CALM_SWITCHES = 3, 3
-# As many do that were not calm: a server with two cores is never calm while it loads a model, and
-# would race at every load.
+# So many in a row that were not calm do if they agree: one alone is wrong now and then, and a small
+# server that is never calm while it loads a model would race at every load.
 _BUSY_RACES = 3
 # After these seconds no further round begins. A round is two calls, each of some 20 ms at most.
 _DECODE_BUDGET = 0.08
@@ -141,17 +141,13 @@ class Chooser:
                 choice = False
                 self._cache.put(key, choice, None)
             else:
-                races = 1
-                if not result.is_calm and (earlier := self._cache.unsettled(key)) is not None:
-                    result, races = _with_earlier(result, earlier)
                 choice = is_ours_faster(result.ours, result.stock, result.rows)
+                races = 1
+                if (earlier := self._cache.unsettled(key)) and earlier["ours"] is choice:
+                    races += _races_of(earlier)
                 settled = result.is_calm or races >= _BUSY_RACES
-                numbers = _numbers(result)
-                self._cache.put(
-                    key,
-                    choice,
-                    numbers if settled else numbers | {"settled": False, "races": races},
-                )
+                extra = {} if settled else {"settled": False, "races": races}
+                self._cache.put(key, choice, _numbers(result) | extra)
             self.raced += 1
             self.seconds += self._clock() - began
         return choice
@@ -246,25 +242,13 @@ def _input(rows: int, weight: torch.Tensor) -> torch.Tensor:
     return torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
 
 
-def _with_earlier(result: Result, earlier: dict[str, Any]) -> tuple[Result, int]:
-    """The shortest times of this race and those in the file's entry, and the number of races."""
-    try:
-        if earlier["rows"] != [1, result.rows]:
-            return result, 1
-        ours, stock = (
-            Times(*(min(now, float(then) / 1e6) for now, then in zip(times, before, strict=True)))
-            for times, before in (
-                ((result.ours.decode, result.ours.prefill), earlier["ours_us"]),
-                ((result.stock.decode, result.stock.prefill), earlier["stock_us"]),
-            )
-        )
-        return replace(result, ours=ours, stock=stock), int(earlier["races"]) + 1
-    except (KeyError, TypeError, ValueError):
-        return result, 1
+def _races_of(entry: dict[str, Any]) -> int:
+    races = entry.get("races")
+    return races if isinstance(races, int) else 0
 
 
 def _numbers(result: Result) -> dict[str, Any]:
-    """Rows and times, for people who read the file and for `_with_earlier`."""
+    """For people who read the file."""
     return {
         "rows": [1, result.rows],
         "ours_us": _microseconds(result.ours),
