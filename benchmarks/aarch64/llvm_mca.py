@@ -49,9 +49,9 @@ class Analysis:
         S and M integer, B branch."""
         return sorted(unit for unit in self.pressure if unit.startswith(letter))
 
-    def vector_pressure(self) -> float:
-        """The cycles of work for all vector pipes, were it spread evenly over them."""
-        units = self.kind("V")
+    def spread_pressure(self, letter: str) -> float:
+        """The cycles of work for all pipes of a kind, were it spread evenly over them."""
+        units = self.kind(letter)
         return sum(self.pressure[unit] for unit in units) / len(units)
 
     def _close(self, unit: str, top: str) -> bool:

@@ -255,7 +255,8 @@ def _row(loop: MarkedLoop, cpu: str, found: llvm_mca.Analysis) -> dict[str, Any]
         "binding": name,
         "binding_cycles": round(pressure, 3),
         "percent_of_peak": round(100 * pressure / found.cycles, 1),
-        "percent_of_vector_pipes": round(100 * found.vector_pressure() / found.cycles, 1),
+        "percent_of_vector_pipes": round(100 * found.spread_pressure("V") / found.cycles, 1),
+        "percent_of_load_pipes": round(100 * found.spread_pressure("L") / found.cycles, 1),
         "spills": loop.spills,
         "remarks": loop.remarks,
     }
@@ -272,7 +273,7 @@ def _print(result: dict[str, Any], cpus: Iterable[str]) -> None:
         for heading in ("instr.", "units", "cycles", "cycles/unit", "IPC"):
             table.add_column(heading, justify="right")
         table.add_column("binding")
-        for heading in ("cycles", "% of peak", "% of all V", "spills"):
+        for heading in ("cycles", "% of peak", "% of all V", "% of all L", "spills"):
             table.add_column(heading, justify="right")
         remarks: dict[str, None] = {}
         for row in (row for row in result["rows"] if row["cpu"] == cpu):
@@ -283,8 +284,9 @@ def _print(result: dict[str, Any], cpus: Iterable[str]) -> None:
             console.print(remark)
     console.print(
         "unit: a vector of four f32 elements of data (of a matrix product: a step along its depth)."
-        " binding: the busiest pipes, for how many of the cycles, and what share of them; spills:"
-        " registers that the loop keeps on the stack, loads and stores."
+        " binding: the busiest pipes, for how many of the cycles, and what share of them. % of all L:"
+        " of what the load pipes can do, 16 bytes a cycle each; store addresses take them as well."
+        " spills: registers that the loop keeps on the stack, loads and stores."
     )
     console.print(result["note"])
 
@@ -299,6 +301,7 @@ def _cells(row: dict[str, Any]) -> Iterable[str]:
     yield from (f"{row['cycles']:.2f}", f"{row['cycles_per_unit']:.2f}", f"{row['ipc']:.2f}")
     yield from (row["binding"], f"{row['binding_cycles']:.2f}", f"{row['percent_of_peak']:.0f}")
     yield f"{row['percent_of_vector_pipes']:.0f}"
+    yield f"{row['percent_of_load_pipes']:.0f}"
     yield str(row["spills"] or "")
 
 

@@ -97,8 +97,33 @@ def attention() -> str:
     return table(headings, rows) + "\n\n" + source("aarch64_attention", found)
 
 
+def inner_loops() -> str:
+    found = load("mca")
+    rows = [
+        (
+            f"`{row['loop']}`{row['variant'] and ', ' + row['variant']}",
+            row["dtype"],
+            ", ".join(row["isa"]),
+            f"{row['cycles_per_unit']:.2f}",
+            *(
+                f"{row[f'percent_of_{what}']:.0f}"
+                for what in ("peak", "vector_pipes", "load_pipes")
+            ),
+        )
+        for row in found["rows"]
+        if row["cpu"] == "neoverse-v2" and row["op"] == "gemm"
+    ]
+    headings = (
+        *("inner loop", "dtype", "instruction set", "cycles a step of K"),
+        *("% of its pipes", "% of vector pipes", "% of load pipes"),
+    )
+    origin = f"llvm-mca {found['llvm_mca']}, {found['compiler']}; `make mca`"
+    return table(headings, rows) + f"\n\n{origin}; [mca.json](RESULTS/mca.json)."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "aarch64_elementwise": elementwise,
     "aarch64_linear": linear,
     "aarch64_attention": attention,
+    "aarch64_inner_loops": inner_loops,
 }
