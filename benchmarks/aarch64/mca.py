@@ -284,8 +284,9 @@ def _print(result: dict[str, Any], cpus: Iterable[str]) -> None:
             console.print(remark)
     console.print(
         "unit: a vector of four f32 elements of data (of a matrix product: a step along its depth)."
-        " binding: the busiest pipes, for how many of the cycles, and what share of them. % of all L:"
-        " of what the load pipes can do, 16 bytes a cycle each; store addresses take them as well."
+        " binding: the busiest pipes, for how many of the cycles, and what share of them. % of all"
+        " L: of what the load pipes can do, 16 bytes a cycle each; store addresses take them as"
+        " well."
         " spills: registers that the loop keeps on the stack, loads and stores."
     )
     console.print(result["note"])

@@ -72,7 +72,7 @@ def _engines() -> list[tuple[str, ...]]:
     }
     found = []
     for ours, peers, what in (
-        ("capibara", ("vllm", "llama.cpp_bf16"), "bf16"),
+        ("capibara", ("vllm", "vllm_compiled", "llama.cpp_bf16"), "bf16"),
         ("capibara_int8", ("llama.cpp_q8_0",), "int8"),
         ("capibara_int4", ("llama.cpp_q4_0",), "int4"),
         ("capibara_awq", ("vllm_awq",), "AWQ checkpoint"),
