@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import sys
@@ -239,8 +240,14 @@ async def churn(
         "gateway_mb": watch.growth(),
         "event_loop_lag_ms": _spread(watch.lag_ms),
         "model_mib": watch.predictions(),
-        "tracebacks": log.count("Traceback"),
+        "tracebacks": _tracebacks(log),
     }
+
+
+def _tracebacks(log: str) -> list[str]:
+    """The whole of each: a log in a temporary folder is gone when somebody asks."""
+    found = re.finditer(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*.*$", log, re.M)
+    return [match[0] for match in found]
 
 
 async def kills(
