@@ -46,7 +46,7 @@ _PHASES = {
     "serving": ("loaded", None),
 }
 _LAST_PHASE = "first token"
-_FIRST_LOADS = 3  # `vllm_plugin/linear_choice.py` needs as many at most
+_FIRST_LOADS = 3  # enough for races that agree: `vllm_plugin/linear_choice.py`
 
 
 def main() -> int:
