@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/common/stream_ahead.h"
 #include "kernels/fp8/fp8.h"
 
 namespace capibara {
@@ -58,6 +59,7 @@ void decode_to_16_bits(const Tables& tables, const uint8_t* codes, int64_t count
   int64_t i = 0;
   __m512i first, second;
   for (; i + 64 <= count; i += 64) {
+    stream_ahead(codes + i);
     decode(_mm512_loadu_si512(codes + i), first, second);
     _mm512_storeu_si512(y + i, first);
     _mm512_storeu_si512(y + i + 32, second);

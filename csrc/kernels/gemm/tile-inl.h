@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "kernels/common/stream_ahead.h"
 #include "kernels/gemm/gemm.h"
 
 #if !defined(CAPIBARA_INLINE)
@@ -45,6 +46,13 @@ constexpr int sets_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 template <class B>
 constexpr int kElementsIn = 1;
 
+// From so many rows on, B is asked for ahead of its use (stream_ahead.h). Not codes of 4 bits:
+// their arithmetic takes longer than memory.
+template <class B>
+constexpr int kRowsToStreamAhead = kElementsIn<B> > 1 ? kMaxTileRows + 1
+                                   : sizeof(B) == 4   ? 5
+                                                      : 4;
+
 template <class Op, int rows>
 void tile(int64_t steps, const void* a_panel, const void* b_panel, void* c, int64_t ldc,
           bool accumulate) {
@@ -61,6 +69,12 @@ void tile(int64_t steps, const void* a_panel, const void* b_panel, void* c, int6
   });
   for (; steps >= sets; steps -= sets) {
     unrolled<sets>([&](int s) CAPIBARA_INLINE {
+      if constexpr (rows >= kRowsToStreamAhead<typename Op::B>) {
+        constexpr int lines = kStepB * static_cast<int>(sizeof(typename Op::B)) / 64;
+        unrolled<lines>([&](int line) CAPIBARA_INLINE {
+          stream_ahead(reinterpret_cast<const char*>(b + s * kStepB) + 64 * line);
+        });
+      }
       Op::template multiply<rows>(a + s * kStepA, b + s * kStepB, sums[s]);
     });
     a += sets * kStepA;
