@@ -15,9 +15,19 @@ from rich.console import Console
 from capibara_axion import info
 from capibara_axion.bench import machine
 from capibara_axion.bench.kernels.conditions import Others, tune_malloc
-from capibara_axion.bench.machine import commit
+from capibara_axion.bench.machine import commit, now
 
-__all__ = ["RESULTS", "Others", "commit", "console", "describe", "title", "tune_malloc", "write"]
+__all__ = [
+    "RESULTS",
+    "Others",
+    "commit",
+    "console",
+    "describe",
+    "now",
+    "title",
+    "tune_malloc",
+    "write",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +43,7 @@ def describe(malloc: dict[str, int]) -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "malloc": malloc,
-        "date": machine.now(),
+        "date": now(),
     }
 
 

@@ -187,6 +187,8 @@ def measure(selected: list[dict[str, Any]]) -> dict[str, Any]:
         "isa": python["isa"],
         "versions": versions | acl["versions"],
         "commit": machine.commit(),
+        "command": " ".join(["scripts/aarch64/bench.sh", *sys.argv[1:]]),
+        "date": machine.now(),
         "rows": rows,
     }
 

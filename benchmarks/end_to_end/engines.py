@@ -87,6 +87,7 @@ CONTENDERS = {
         _vllm("vllm_awq", plugin=False, model=prepare.AWQ_CHECKPOINT),
         _vllm("capibara_awq", plugin=True, model=prepare.AWQ_CHECKPOINT),
         _vllm("capibara_int4", plugin=True, quantization="capibara_int4"),
+        _vllm("capibara_int4_compiled", plugin=True, quantization="capibara_int4", compiled=True),
         *map(_llama_cpp, prepare.GGUF_KINDS),
     )
 }

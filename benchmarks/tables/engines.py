@@ -16,6 +16,7 @@ _NAMES = {
     "capibara_int8": "**`capibara_int8`**, eager",
     "capibara_int8_compiled": "**`capibara_int8`**, compiled",
     "capibara_int4": "**`capibara_int4`**, eager",
+    "capibara_int4_compiled": "**`capibara_int4`**, compiled",
     "capibara_awq": "**vLLM with capibara_axion**, AWQ checkpoint",
     "vllm_awq": "vLLM, AWQ checkpoint",
     "llama.cpp_bf16": "llama.cpp bf16",

@@ -251,6 +251,7 @@ def _impl(**changes: Any) -> Any:
         "_cache": None,
         "_cache_of": (),
         "_sinks": None,
+        "_call_directly": False,
     }
     vars(impl).update(fields | changes)
     return impl
@@ -320,6 +321,23 @@ def test_the_view_of_a_cache_is_kept_as_long_as_it_fits() -> None:
     scaled = impl._paged(layer, first, torch.float32)
     assert scaled is not view
     assert impl._paged(layer, first.clone(), torch.float32) is not scaled
+
+
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_without_a_compiler_vllm_calls_us_directly(is_eager: bool) -> None:
+    config = pytest.importorskip("vllm.config")
+    wanted = config.VllmConfig()
+    mode = config.CompilationMode.NONE if is_eager else config.CompilationMode.VLLM_COMPILE
+    wanted.compilation_config.mode = mode
+    with config.set_current_vllm_config(wanted):
+        assert compat_attention.no_compiler_sees_layers() is is_eager
+    assert not compat_attention.no_compiler_sees_layers()
+
+    layer, query = _layer(use_direct_call=False), torch.zeros(2, 4, 32)
+    kv_cache, metadata = torch.zeros(4, 2, 16, 64), _builder().build(0, _common([2], [2]))
+    impl = _impl(_call_directly=is_eager)
+    impl.forward(layer, query, None, None, kv_cache, metadata, query.clone())
+    assert layer.use_direct_call is is_eager
 
 
 def test_windows() -> None:

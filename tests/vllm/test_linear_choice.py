@@ -153,6 +153,16 @@ def test_an_unsettled_entry_that_is_broken_counts_as_none(tmp_path: Path) -> Non
     assert json.loads(file.read_text())["choices"][key]["races"] == 1
 
 
+def test_an_unsettled_result_leaves_what_another_process_has_settled(tmp_path: Path) -> None:
+    file = tmp_path / "linear.json"
+    late = ChoiceCache(file)
+    assert late.get("8x16") is None
+    ChoiceCache(file).put("8x16", False, {"settled": True})
+    late.put("8x16", True, {"settled": False})
+    assert late.get("8x16") is True
+    assert ChoiceCache(file).get("8x16") is False
+
+
 def test_few_rounds_do_not_settle_it(tmp_path: Path) -> None:
     file = tmp_path / "linear.json"
     for races in (1, 1, 1, 0):

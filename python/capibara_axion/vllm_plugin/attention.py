@@ -131,6 +131,7 @@ class AttentionImpl(_vllm.Impl):
         self._cache: PagedKVCache | None = None
         self._cache_of: tuple[Any, ...] = ()
         self._sinks: torch.Tensor | None = None
+        self._call_directly = compat_attention.no_compiler_sees_layers()
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Takes the sinks, which are parameters of the model, as float32."""
@@ -147,9 +148,12 @@ class AttentionImpl(_vllm.Impl):
         slot_mapping: torch.Tensor,
     ) -> None:
         """Stores keys and values [tokens, KV heads, head size] where `slot_mapping` says."""
-        tokens = min(slot_mapping.shape[0], key.shape[0])  # the longer one is padded
-        slot_mapping = slot_mapping[:tokens]
-        self._paged(layer, kv_cache, key.dtype).append(key[:tokens], value[:tokens], slot_mapping)
+        slots, tokens = slot_mapping.shape[0], key.shape[0]
+        if slots < tokens:  # the longer one is padded
+            key, value = key[:slots], value[:slots]
+        elif slots > tokens:
+            slot_mapping = slot_mapping[:tokens]
+        self._paged(layer, kv_cache, key.dtype).append(key, value, slot_mapping)
 
     def forward(
         self,
@@ -168,9 +172,14 @@ class AttentionImpl(_vllm.Impl):
             raise NotImplementedError("capibara_axion: attention does not quantise its result")
         if attn_metadata is None:  # a warm-up, which has no cache
             return output
-        tokens = attn_metadata.num_actual_tokens
+        if self._call_directly:
+            self._call_directly = False
+            compat_attention.call_directly(layer)
+        tokens, out = attn_metadata.num_actual_tokens, output
+        if tokens != query.shape[0]:  # padded; a slice takes a microsecond
+            query, out = query[:tokens], output[:tokens]
         paged_attention(
-            query[:tokens],
+            query,
             self._paged(layer, kv_cache, query.dtype),
             attn_metadata.block_table,
             attn_metadata.seq_lens,
@@ -182,7 +191,7 @@ class AttentionImpl(_vllm.Impl):
             alibi_slopes=self.alibi_slopes,
             sinks=self._sinks,
             ranges=self._ranges_of(layer, attn_metadata.ranges),
-            out=output[:tokens],
+            out=out,
         )
         return output
 

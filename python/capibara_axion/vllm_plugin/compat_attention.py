@@ -117,6 +117,24 @@ def replace_attention(backend: str, reason_for_stock: Callable[[Wanted], str]) -
     platform.get_attn_backend_cls = classmethod(get_attn_backend_cls)
 
 
+def no_compiler_sees_layers() -> bool:
+    """Whether the model that is being made will run as it is written (`enforce_eager`)."""
+    config = find("vllm.config", "get_current_vllm_config_or_none")()
+    none = find("vllm.config", "CompilationMode").NONE
+    return config is not None and bool(config.compilation_config.mode == none)
+
+
+def call_directly(layer: Any) -> None:
+    """Has an attention layer call its backend without an operator of torch in between.
+
+    On the CPU vLLM has two of them, in Python, to hide the backend from a compiler. Without a
+    compiler they only take time, 20 microseconds a layer and step. On other platforms vLLM goes
+    without them itself.
+    """
+    if hasattr(layer, "use_direct_call"):
+        layer.use_direct_call = True
+
+
 def prefill_images_whole() -> None:
     """Has no image divided between two steps, where its tokens attend to each other.
 

@@ -52,14 +52,18 @@ class ChoiceCache:
     def put(self, key: str, ours: bool, numbers: dict[str, Any] | None) -> None:
         """Remembers a choice; with `numbers` in the file too, if that can be written.
 
-        A choice whose numbers say that it is not settled is this process's alone.
+        A choice whose numbers say that it is not settled is this process's alone, and leaves what
+        another process has settled meanwhile.
         """
         self.get(key)
         assert self._choices is not None
         self._choices[key] = ours
-        if self._file is not None and numbers is not None:
+        if self._file is None or numbers is None:
+            return
+        entry, entries = {"ours": ours} | numbers, self._read()
+        if is_settled(entry) or key not in entries or not is_settled(entries[key]):
             with contextlib.suppress(OSError):
-                self._write(self._read() | {key: {"ours": ours} | numbers})
+                self._write(entries | {key: entry})
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """The file's entries, those that are none left out."""
