@@ -24,8 +24,9 @@ CHECKPOINT = CACHE / "qwen2.5-0.5b-shape"
 AWQ_CHECKPOINT = CACHE / "qwen2.5-0.5b-shape-awq"
 PEERS_PYTHON = CACHE / "peers" / "bin" / "python"
 GGUF_KINDS = ("bf16", "q8_0", "q4_0")
+LLAMA_CPP = "llama-cpp-python==0.3.36"
 
-_REQUIREMENTS = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
+_REQUIREMENTS = (LLAMA_CPP, "gguf==0.19.0")
 # No BLAS, which is slower than llama.cpp's kernels for bf16 and for quantised weights; nothing for
 # images.
 _CMAKE = "-DGGML_BLAS=OFF -DLLAVA_BUILD=OFF"
@@ -55,7 +56,7 @@ def main() -> int:
     for what, is_there, make in (
         ("the checkpoint", has_checkpoint, _write_checkpoint),
         ("its 4-bit version", AWQ_CHECKPOINT.exists, _write_awq_checkpoint),
-        ("llama.cpp", _has_llama_cpp, _install_llama_cpp),
+        ("llama.cpp", has_llama_cpp, _install_llama_cpp),
         ("the GGUF files", _has_gguf_files, _write_gguf_files),
         ("tcmalloc", lambda: tcmalloc() is not None, _unpack_tcmalloc),
     ):
@@ -73,6 +74,13 @@ def main() -> int:
 
 def has_checkpoint() -> bool:
     return (CHECKPOINT / "model.safetensors").exists()
+
+
+def has_llama_cpp() -> bool:
+    if not PEERS_PYTHON.exists():
+        return False
+    command = (PEERS_PYTHON, "-c", "import gguf, llama_cpp")
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def gguf_file(kind: str) -> Path:
@@ -100,13 +108,6 @@ def _write_awq_checkpoint() -> None:
     from capibara_axion.int4.quantizer import Settings, quantize_checkpoint
 
     quantize_checkpoint(CHECKPOINT, AWQ_CHECKPOINT, Settings())
-
-
-def _has_llama_cpp() -> bool:
-    if not PEERS_PYTHON.exists():
-        return False
-    command = (PEERS_PYTHON, "-c", "import gguf, llama_cpp")
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _install_llama_cpp() -> None:

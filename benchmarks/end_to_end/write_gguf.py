@@ -4,7 +4,8 @@
     python write_gguf.py CHECKPOINT_FOLDER MODEL_bf16.gguf [MODEL_q8_0.gguf MODEL_q4_0.gguf ...]
 
 The bf16 file holds the very bits of model.safetensors. The others are made of it by llama.cpp's
-own quantiser, so they are what its users run (in q4_0, for example, the output layer is q6_k).
+own quantiser, so they are what its users run (in q4_0, for example, the output layer is q6_k). A
+tokenizer and a chat template go along if the folder has them; without, a model speaks in token ids.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def _write_bf16(folder: Path, path: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    if (folder / "tokenizer.json").exists():
+        _add_tokenizer(writer, folder, config)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     for name, bits in _tensors(folder / "model.safetensors").items():
         if bits.ndim == 1:  # biases and norms, which llama.cpp keeps in f32
@@ -76,6 +80,31 @@ def _write_bf16(folder: Path, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+    """Byte-level BPE that splits texts as GPT-2 does, which is what the demo experts have."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, split = tokenizer["model"], tokenizer["pre_tokenizer"]
+    if model["type"] != "BPE" or split["type"] != "ByteLevel" or not split["use_regex"]:
+        raise SystemExit(f"{folder}: expected byte-level BPE with GPT-2's expression for words")
+    ids = model["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    special = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
+    kinds = gguf.TokenType
+    if sorted(ids.values()) != list(range(config["vocab_size"])):
+        raise SystemExit(f"{folder}: expected {config['vocab_size']} tokens, found {len(ids)}")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.__getitem__))
+    writer.add_token_types(
+        [kinds.CONTROL if at in special else kinds.NORMAL for at in range(len(ids))]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)  # of Qwen2, as of every model that this file can write
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
 
 
 def _tensors(path: Path) -> dict[str, Any]:
@@ -99,6 +128,8 @@ def _gguf_name(name: str) -> str:
         return f"token_embd.{suffix}"
     if name == "model.norm":
         return f"output_norm.{suffix}"
+    if name == "lm_head":
+        return f"output.{suffix}"
     _, _, layer, part = name.split(".", 3)
     return f"blk.{layer}.{_NAMES[part]}.{suffix}"
 

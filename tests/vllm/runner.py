@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "2",
     "OMP_WAIT_POLICY": "passive",  # threads that spin would starve the tests beside these
+    # Bound, the main threads of engines that are tested side by side share the first core.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # One compiler process: its pool of workers takes longer to start than these graphs to compile.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }

@@ -22,6 +22,8 @@ from capibara_axion.bench.statistics import summarise
 _FEW_FAILURES = 3
 # Fewer samples have no interval that is worth looking at.
 _LEAST_FOR_INTERVAL = 10
+# What ours and llama.cpp's call a model that can answer at once.
+_READY = ("ready", "loaded")
 # Longest pause that a server's Retry-After is granted.
 _MOST_RETRY_AFTER_S = 30.0
 
@@ -150,7 +152,7 @@ class _Measurement:
         request = run.request(model, prompt)
         if state is None:
             request.start = "first" if is_first else "warm"
-        elif state != "ready":
+        elif state not in _READY:
             request.start = "cold"
         await run.answer(request, prompt, settings.tokens)
         if request.timings and (request.timings.get("load_s") or 0) > 0:

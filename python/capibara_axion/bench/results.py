@@ -206,7 +206,7 @@ class Server(_Model):
         url: as given, without what a URL may have of a user's name and key.
         models: that it says it has.
         health: what /health answered; None: it has none.
-        version: what /version answered or the `Server` header says.
+        version: what /version, /openapi.json or llama.cpp's /props says.
     """
 
     url: str

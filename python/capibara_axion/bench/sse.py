@@ -47,7 +47,7 @@ def has_token(chunk: dict[str, Any]) -> bool:
 
     The first chunk, which only tells the role, and the last ones, which only tell the reason for
     the end or the usage, are not. A token that makes no text yet, such as the first half of a
-    letter, comes as an empty text.
+    letter, comes as an empty text (from llama.cpp, not at all).
     """
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}

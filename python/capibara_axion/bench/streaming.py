@@ -58,7 +58,9 @@ def judge(model: str, single: Sequence[Exchange], whole: Sequence[Exchange]) -> 
         streams = False if reason.startswith("200 not a stream") else None
         return Streaming(model=model, streams=streams, reasons=[reason])
     answers = [request for request in answers if request.outcome == "ok"]
-    firsts = [e.request.ttft_s for e in single if e.request.ttft_s is not None]
+    # llama.cpp sends nothing for a token that makes no text: such an answer is its end.
+    times = [e.request.ttft_s or e.request.total_s for e in single if e.request.outcome == "ok"]
+    firsts = [first_s for first_s in times if first_s is not None]
     if not answers or not firsts or min(len(request.tokens_s) for request in answers) < 1:
         return Streaming(model=model, streams=None, reasons=["there are no tokens to look at"])
     first_s = median(firsts)

@@ -14,6 +14,12 @@ from capibara_axion.bench.results import Server
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 _POLL_S = 0.02
+# Where a version is: vLLM's, ours, llama.cpp's.
+_VERSIONS = (
+    ("/version", "version"),
+    ("/openapi.json", "info", "version"),
+    ("/props", "build_info"),
+)
 _UNLOAD_TIMEOUT_S = 60.0
 
 
@@ -89,10 +95,13 @@ class Target:
             async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
                 url, body = f"{self._url}/models/unload", {"model": model}
                 async with self._session.post(url, json=body, headers=headers) as response:
-                    if response.status != 200:
+                    status = response.status
+                    # llama.cpp refuses to unload what is not loaded.
+                    is_done = status == 400 and await self.state_of(model) == "unloaded"
+                    if status != 200 and not is_done:
                         raise UsageError(
                             "--cold: expected a server with POST /models/unload that takes the "
-                            f"key in CAPIBARA_AXION_ADMIN_KEY; it answered {response.status}"
+                            f"key in CAPIBARA_AXION_ADMIN_KEY; it answered {status}"
                         )
                 # Of another process: it can be asked, and there is nothing here to wait for.
                 while await self.state_of(model) != "unloaded":  # noqa: ASYNC110
@@ -109,6 +118,8 @@ class Target:
                     f"--url: {path} answers {response.status}; expected a valid key in "
                     "CAPIBARA_AXION_API_KEY or OPENAI_API_KEY"
                 )
+            if response.status == 503:  # llama.cpp's while it loads its model
+                raise UsageError(f"--url: {self._url} is not ready yet: {path} answers 503")
             try:
                 cards = (await response.json(content_type=None))["data"]
                 if response.status == 200 and all(isinstance(card["id"], str) for card in cards):
@@ -121,13 +132,15 @@ class Target:
             )
 
     async def _version(self) -> str | None:
-        for path, where in (("/version", "version"), ("/openapi.json", "info")):
+        for path, *names in _VERSIONS:
             async with self._get(path) as response:
                 if response.status != 200:
                     continue
                 try:
-                    found = (await response.json(content_type=None))[where]
-                    return str(found if path == "/version" else found["version"])
+                    found = await response.json(content_type=None)
+                    for name in names:
+                        found = found[name]
+                    return str(found)
                 except (ValueError, KeyError, TypeError):
                     continue
         return None
