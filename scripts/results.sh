@@ -26,13 +26,21 @@ measure() {
       ;;
     call_overhead | attention_memory | routing) python "benchmarks/$1.py" ;;
     long_context) python benchmarks/long_context.py --stock ;;
-    end_to_end) python benchmarks/end_to_end/prepare.py && python benchmarks/end_to_end/run.py ;;
-    profile_step) python benchmarks/end_to_end/profile_step.py ;;
+    # Of the choices that these have (--help), what the tables show: all of them take hours.
+    end_to_end)
+      python benchmarks/end_to_end/prepare.py && python benchmarks/end_to_end/run.py --threads 2
+      ;;
+    profile_step)
+      python benchmarks/end_to_end/profile_step.py \
+        --contenders vllm capibara capibara_int8 capibara_int4
+      ;;
     server)
       python benchmarks/cold_start.py
-      for one in gateway_overhead cold_phases on_demand profiles captured_graph beside_a_load; do
+      for one in gateway_overhead cold_phases profiles beside_a_load; do
         python "benchmarks/server/$one.py"
       done
+      python benchmarks/server/captured_graph.py --models demo
+      python benchmarks/server/on_demand.py --models demo --stock eager
       ;;
     quality) # trains the model first, where that has not been done
       [ -e .cache/kv_quality/model ] || python benchmarks/kv_quality/train.py
