@@ -23,6 +23,7 @@ OPS = (
     "int8_linear",
     "int4_linear",
     "linear",
+    "top_k_top_p",
 )
 
 HOOKED = "hooked"
@@ -92,7 +93,7 @@ def _register() -> list[str]:
 
 def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
     # Here, not at the top: these modules import torch and load the native library.
-    from capibara_axion.vllm_plugin import activation, linear, norm, rope
+    from capibara_axion.vllm_plugin import activation, linear, norm, rope, sampling
 
     # Some modules derive classes from vLLM's: only importing them shows whether those are there.
     def hook_attention() -> None:
@@ -137,6 +138,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
         "int8_linear": (hook_int8,),
         "int4_linear": (hook_int4, hook_gptq, hook_capibara_int4),
         "linear": (linear.hook_linear,),
+        "top_k_top_p": (sampling.hook_top_k_top_p,),
     }
 
 

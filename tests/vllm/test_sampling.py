@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Top-k and top-p against vLLM's own, which sorts: no engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sampler = pytest.importorskip("vllm.v1.sample.ops.topk_topp_sampler")
+
+from capibara_axion.vllm_plugin import sampling
+
+VOCABULARY = 32000
+LOWEST = -float("inf")
+
+
+def _stock(logits: torch.Tensor, k: Any, p: Any) -> torch.Tensor:
+    limited: torch.Tensor = sampler.apply_top_k_top_p_pytorch(logits.clone(), k, p, True)
+    return limited
+
+
+def _not_to_be_called(*_: Any) -> Any:
+    raise AssertionError("the vocabulary was sorted")
+
+
+def _tensors(
+    ks: list[int] | None, ps: list[float] | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (
+        None if ks is None else torch.tensor(ks, dtype=torch.int32),
+        None if ps is None else torch.tensor(ps),
+    )
+
+
+def _peaked(rows: int, seed: int = 1) -> torch.Tensor:
+    """Logits of which some dozens of tokens have nearly all of the probability."""
+    generator = torch.Generator().manual_seed(seed)
+    return 4 * torch.randn(rows, VOCABULARY, generator=generator)
+
+
+@pytest.mark.parametrize("ks", [None, [20], [1], [64], [VOCABULARY]])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.8, 0.9])
+def test_keeps_what_vllm_keeps(ks: list[int] | None, p: float) -> None:
+    logits = _peaked(3)
+    k, of_p = _tensors(ks and ks * 3, [p] * 3)
+    expected = _stock(logits, k, of_p)
+    limited = sampling._top_k_top_p_or(_not_to_be_called)(logits, k, of_p)
+    assert limited is logits
+    assert torch.equal(limited, expected)
+    assert (limited > LOWEST).sum(-1).min() >= 1
+
+
+@pytest.mark.parametrize("ks", [None, [20, VOCABULARY, VOCABULARY, 5, 1000]])
+def test_rows_with_settings_of_their_own(ks: list[int] | None) -> None:
+    logits = _peaked(5)
+    k, p = _tensors(ks, [0.9, 1.0, 0.3, 1.0, 0.7])
+    assert torch.equal(
+        sampling._top_k_top_p_or(_not_to_be_called if ks else _stock)(logits.clone(), k, p),
+        _stock(logits, k, p),
+    )
+
+
+def test_nothing_is_limited_where_both_are_off() -> None:
+    logits = _peaked(2)
+    for ks in (None, [VOCABULARY] * 2):
+        k, p = _tensors(ks, [1.0] * 2)
+        assert torch.equal(
+            sampling._top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p), logits
+        )
+
+
+@pytest.mark.parametrize(
+    ("logits", "k", "p"),
+    [
+        (torch.randn(2, VOCABULARY) / 100, None, torch.full((2,), 0.9)),
+        (_peaked(2), torch.full((2,), 20), None),
+        (_peaked(2).double(), None, torch.full((2,), 0.5)),
+        (_peaked(2)[:, :256].contiguous(), None, torch.full((2,), 0.5)),
+    ],
+    ids=["even probabilities", "top-k alone", "other dtype", "a small vocabulary"],
+)
+def test_left_to_vllm(logits: torch.Tensor, k: Any, p: Any) -> None:
+    calls = []
+
+    def stock(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return _stock(*arguments)
+
+    limited = sampling._top_k_top_p_or(stock)(logits.clone(), k, p)
+    assert torch.equal(limited, _stock(logits, k, p))
+    assert calls
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    k=st.integers(1, 70),
+    p=st.floats(0.01, 0.99, width=32),
+    width=st.sampled_from([1.0, 4.0, 30.0]),
+)
+def test_equal_logits(seed: int, k: int, p: float, width: float) -> None:
+    """Which of several equal ones stay at the end of the nucleus is open; how many is not.
+
+    Sums of probabilities are rounded in another order: where one is p up to rounding, a token more
+    or less stays.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits = (width * torch.randn(2, 2048, generator=generator)).bfloat16().float()
+    of_k, of_p = _tensors([k, 2048], [p, p])
+    expected = _stock(logits, of_k, of_p)
+    limited = sampling._top_k_top_p_or(_stock)(logits.clone(), of_k, of_p)
+    for ours, stock, whole in zip(limited, expected, logits, strict=True):
+        kept, wanted = (row[row > LOWEST].sort(descending=True).values for row in (ours, stock))
+        assert abs(len(kept) - len(wanted)) <= 1
+        shorter = min(len(kept), len(wanted))
+        assert torch.equal(kept[:shorter], wanted[:shorter])
+        assert torch.equal(ours[ours > LOWEST], whole[ours > LOWEST])
+
+
+def test_what_is_forbidden_stays_forbidden() -> None:
+    logits = torch.full((1, VOCABULARY), LOWEST)
+    logits[0, [5, 7, 11]] = torch.tensor([1.0, 3.0, 2.0])
+    k, p = _tensors([50], [0.95])
+    limited = sampling._top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p)
+    assert torch.equal(limited, _stock(logits, k, p))
+
+
+def test_the_sampler_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "apply_top_k_top_p", sampler.apply_top_k_top_p)
+    k, p = _tensors([40] * 4, [0.9] * 4)
+
+    def drawn() -> list[int]:
+        layer = sampler.TopKTopPSampler("raw_logprobs")
+        generators = {row: torch.Generator().manual_seed(row) for row in range(4)}
+        return [
+            token
+            for seed in range(8)
+            for token in layer.forward_cpu(_peaked(4, seed), generators, k, p)[0].tolist()
+        ]
+
+    stock = drawn()
+    sampling.hook_top_k_top_p()
+    assert sampler.apply_top_k_top_p.__module__ == sampling.__name__
+    assert drawn() == stock
+    assert len(set(stock)) > 8
