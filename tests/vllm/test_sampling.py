@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-k and top-p against vLLM's own, which sorts: no engine."""
+"""The sampler's settings against vLLM's own functions, which take whole vocabularies: no engine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sampler = pytest.importorskip("vllm.v1.sample.ops.topk_topp_sampler")
+pytest.importorskip("vllm")
 
 from capibara_axion.vllm_plugin import sampling
+
+sampler = pytest.importorskip("vllm.v1.sample.ops.topk_topp_sampler")
 
 VOCABULARY = 32000
 LOWEST = -float("inf")
@@ -99,7 +101,7 @@ def test_left_to_vllm(logits: torch.Tensor, k: Any, p: Any) -> None:
 @given(
     seed=st.integers(0, 1000),
     k=st.integers(1, 70),
-    p=st.floats(0.01, 0.99, width=32),
+    p=st.floats(0.01, 0.99),
     width=st.sampled_from([1.0, 4.0, 30.0]),
 )
 def test_equal_logits(seed: int, k: int, p: float, width: float) -> None:
@@ -130,6 +132,8 @@ def test_what_is_forbidden_stays_forbidden() -> None:
 
 
 def test_the_sampler_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    platforms = pytest.importorskip("vllm.platforms")
+    platforms.current_platform.import_kernels()
     monkeypatch.setattr(sampler, "apply_top_k_top_p", sampler.apply_top_k_top_p)
     k, p = _tensors([40] * 4, [0.9] * 4)
 
@@ -147,3 +151,51 @@ def test_the_sampler_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     assert sampler.apply_top_k_top_p.__module__ == sampling.__name__
     assert drawn() == stock
     assert len(set(stock)) > 8
+
+
+# ---------------------------------------------------------------- penalties
+
+_ANSWERS = ([5, 5, 7], [], [9, 1, 9, 9, 0], [VOCABULARY - 1])
+_PROMPTS = ([1, 2, 3], [0], [7, 7], [4, VOCABULARY - 1, 8, 8])
+
+
+def _padded(rows: tuple[list[int], ...]) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [VOCABULARY] * (longest - len(row)) for row in rows])
+
+
+@pytest.mark.parametrize("presence", [0.0, 0.7])
+@pytest.mark.parametrize("frequency", [0.0, 0.3])
+@pytest.mark.parametrize("repetition", [1.0, 1.05, 0.8])
+def test_penalties(presence: float, frequency: float, repetition: float) -> None:
+    stock = pytest.importorskip("vllm.model_executor.layers.utils").apply_penalties
+    logits = _peaked(4)
+    logits[2, 9] = LOWEST
+    # A row with none of them beside others, as in a batch of several requests.
+    values = [
+        torch.tensor([x, x, x, off])
+        for x, off in zip((presence, frequency, repetition), (0.0, 0.0, 1.0), strict=True)
+    ]
+    for answers in (_ANSWERS, ([], [], [], [])):
+        tokens = _padded(_PROMPTS), _padded(answers).long()
+        expected = stock(logits.clone(), *tokens, *values)
+        penalised = logits.clone()
+        assert sampling.apply_penalties(penalised, *tokens, *values) is penalised
+        if frequency == 0:
+            assert torch.equal(penalised, expected)
+        else:  # the same token's are added one by one
+            torch.testing.assert_close(penalised, expected, rtol=4e-7, atol=4e-7)
+
+
+def test_a_row_without_tokens_is_not_penalised() -> None:
+    logits = _peaked(2)
+    none = torch.full((2, 3), VOCABULARY)
+    values = torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]), torch.tensor([1.5, 1.5])
+    assert torch.equal(sampling.apply_penalties(logits.clone(), none, none, *values), logits)
+
+
+def test_penalties_are_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("vllm.v1.sample.ops.penalties")
+    monkeypatch.setattr(module, "apply_penalties", module.apply_penalties)
+    sampling.hook_penalties()
+    assert module.apply_penalties is sampling.apply_penalties

@@ -7,6 +7,7 @@ Like `compat`, for vLLM 0.32; what is missing or different raises HookNotFound.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,3 +27,19 @@ def replace_top_k_top_p(limit_or: Callable[[Any], Any]) -> None:
     expect_parameters(stock, ("logits", "k", "p"))
     module: Any = importlib.import_module(module_name)
     module.apply_top_k_top_p = limit_or(stock)
+
+
+def replace_penalties(apply: Callable[..., Any]) -> None:
+    """Has the sampler call `apply` for the penalties of tokens that occurred.
+
+    Remove when vLLM's own function no longer computes with the whole vocabulary.
+
+    Raises:
+        HookNotFound
+    """
+    module_name = "vllm.v1.sample.ops.penalties"
+    expect_parameters(
+        find(module_name, "apply_penalties"), tuple(inspect.signature(apply).parameters)
+    )
+    module: Any = importlib.import_module(module_name)
+    module.apply_penalties = apply

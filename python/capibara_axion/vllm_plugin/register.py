@@ -24,6 +24,7 @@ OPS = (
     "int4_linear",
     "linear",
     "top_k_top_p",
+    "penalties",
 )
 
 HOOKED = "hooked"
@@ -139,6 +140,7 @@ def _hooks() -> dict[str, tuple[Callable[[], None], ...]]:
         "int4_linear": (hook_int4, hook_gptq, hook_capibara_int4),
         "linear": (linear.hook_linear,),
         "top_k_top_p": (sampling.hook_top_k_top_p,),
+        "penalties": (sampling.hook_penalties,),
     }
 
 

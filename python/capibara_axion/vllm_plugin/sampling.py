@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-k and top-p among the likeliest tokens, where vLLM on CPUs sorts the whole vocabulary.
+"""The sampler's settings applied to the tokens that they concern, in vLLM's place.
 
-Sorting 150,000 logits takes longer than a small model's step. Nucleus sampling (A. Holtzman et al.,
-"The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751) keeps a few of them nearly
-always: the 64 largest are looked at first, then more, and all only where probabilities are so even
-that it takes them.
+vLLM on CPUs sorts all logits for top-p, which takes longer than a step of a small model, and
+computes penalties of all tokens for the few that occurred. Here top-p (A. Holtzman et al., "The
+Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751), and top-k with it, look at the
+largest logits first, and at all only where probabilities are so even that it takes them; penalties
+touch the tokens of the prompt and of the answer.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ import torch
 
 from capibara_axion.vllm_plugin import compat_sampling
 
-_Limit = Callable[
-    [torch.Tensor, torch.Tensor | None, torch.Tensor | None],
-    torch.Tensor,
-]
+_Limit = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
 _LOWEST = -float("inf")
 _CANDIDATES = (64, 1024)
@@ -29,6 +27,14 @@ _LEAST_FRACTION = 8
 def hook_top_k_top_p() -> None:
     """Raises: HookNotFound."""
     compat_sampling.replace_top_k_top_p(_top_k_top_p_or)
+
+
+def hook_penalties() -> None:
+    """Raises: HookNotFound."""
+    compat_sampling.replace_penalties(apply_penalties)
+
+
+# ---------------------------------------------------------------- top-k and top-p
 
 
 def _top_k_top_p_or(stock: _Limit) -> _Limit:
@@ -69,35 +75,100 @@ def _top_k_top_p_or(stock: _Limit) -> _Limit:
 
 def _limit(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor) -> bool:
     """Limits all rows, or none and returns False: too many tokens are likely."""
-    return any(
-        _limit_to_some_of(count, logits, k, p)
-        for count in _CANDIDATES
-        if count * _LEAST_FRACTION <= logits.shape[1]
-    )
+    least = 0
+    for count in _CANDIDATES:
+        if least <= count <= logits.shape[1] // _LEAST_FRACTION:
+            least = _limit_to_some_of(count, logits, k, p)
+            if least == 0:
+                return True
+    return False
 
 
 def _limit_to_some_of(
     count: int, logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor
-) -> bool:
-    """`_limit`, if what remains of each row is among its `count` largest logits."""
+) -> int:
+    """`_limit`, if what remains of each row is among its `count` largest logits.
+
+    Returns:
+        0 if it is, else how many of them it takes at least.
+    """
     largest, tokens = logits.topk(count, dim=-1)
     if k is None:
         total = logits.logsumexp(-1, keepdim=True)
     else:
         is_off = k >= logits.shape[1]
-        if bool(((k > count) & ~is_off).any()):
-            return False
+        wanted = int(k.masked_fill(is_off, 1).max())
+        if wanted > count:
+            return wanted
         kth = largest.gather(1, (k.clamp(max=count) - 1).long().unsqueeze(1))
         kth.masked_fill_(is_off.unsqueeze(1), _LOWEST)
         # All that equal the k-th stay, as with vLLM: logits in bf16 often do.
-        total = logits.masked_fill(logits < kth, _LOWEST).logsumexp(-1, keepdim=True)
+        is_all = bool((largest[:, -1:] < kth).all())
         largest.masked_fill_(largest < kth, _LOWEST)
+        allowed = largest if is_all else logits.masked_fill(logits < kth, _LOWEST)
+        total = allowed.logsumexp(-1, keepdim=True)
     probabilities = (largest - total).exp()
     likelier = probabilities.cumsum(-1) - probabilities
     is_kept = likelier < p.unsqueeze(1)
     is_kept[:, 0] = True
-    # Where the last of these stays, others may have to as well.
-    if bool((is_kept[:, -1] & (largest[:, -1] > _LOWEST)).any()):
-        return False
+    # Where the last of these stays, others may have to as well, none of them likelier.
+    if bool((goes_on := is_kept[:, -1] & (largest[:, -1] > _LOWEST)).any()):
+        missing = (p - likelier[:, -1]) / probabilities[:, -1]
+        return count + 1 + int(missing[goes_on].clamp(max=logits.shape[1]).max())
     logits.fill_(_LOWEST).scatter_(1, tokens, largest.masked_fill_(~is_kept, _LOWEST))
-    return True
+    return 0
+
+
+# ---------------------------------------------------------------- penalties
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    prompt_tokens_tensor: torch.Tensor,
+    output_tokens_tensor: torch.Tensor,
+    presence_penalties: torch.Tensor,
+    frequency_penalties: torch.Tensor,
+    repetition_penalties: torch.Tensor,
+) -> torch.Tensor:
+    """Makes tokens that occurred less likely, in place, by the rules of vLLM and OpenAI.
+
+    Args:
+        logits: [rows, vocabulary].
+        prompt_tokens_tensor: [rows, tokens], shorter prompts filled up with the vocabulary's size.
+        output_tokens_tensor: likewise, of the answers.
+        presence_penalties: [rows], subtracted from the logits of an answer's tokens.
+        frequency_penalties: [rows], subtracted for each time that they occurred.
+        repetition_penalties: [rows], by which positive logits of all tokens are divided, negative
+            ones multiplied, before.
+
+    Returns:
+        logits.
+    """
+    vocabulary = logits.shape[1]
+    presence, frequency, repetition = (
+        penalties.unsqueeze(1)
+        for penalties in (presence_penalties, frequency_penalties, repetition_penalties)
+    )
+    if bool((repetition != 1).any()):
+        occurred = torch.cat([prompt_tokens_tensor, output_tokens_tensor], dim=1)
+        tokens, is_token = _without_padding(occurred, vocabulary)
+        factor = torch.where(is_token.any(1, keepdim=True), repetition, 1.0)
+        found = logits.gather(1, tokens)
+        logits.scatter_(1, tokens, found * torch.where(found > 0, 1.0 / factor, factor))
+    if output_tokens_tensor.shape[1] > 0 and bool(((presence != 0) | (frequency != 0)).any()):
+        tokens, is_token = _without_padding(output_tokens_tensor, vocabulary)
+        logits.scatter_add_(1, tokens, -frequency * is_token)
+        presence = presence * is_token.any(1, keepdim=True)
+        logits.scatter_(1, tokens, logits.gather(1, tokens) - presence)
+    return logits
+
+
+def _without_padding(tokens: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, those that fill a row up replaced by one of its own; and which ones are its own.
+
+    A row without any has token 0 everywhere, which must not change then. A token that is there
+    several times gets the same value each time.
+    """
+    is_token = tokens < vocabulary
+    any_of_row = tokens.masked_fill(~is_token, 0).amax(1, keepdim=True)
+    return torch.where(is_token, tokens, any_of_row), is_token
