@@ -50,7 +50,7 @@ def test_keeps_what_vllm_keeps(ks: list[int] | None, p: float) -> None:
     logits = _peaked(3)
     k, of_p = _tensors(ks and ks * 3, [p] * 3)
     expected = _stock(logits, k, of_p)
-    limited = sampling._top_k_top_p_or(_not_to_be_called)(logits, k, of_p)
+    limited = sampling.top_k_top_p_or(_not_to_be_called)(logits, k, of_p)
     assert limited is logits
     assert torch.equal(limited, expected)
     assert (limited > LOWEST).sum(-1).min() >= 1
@@ -61,7 +61,7 @@ def test_rows_with_settings_of_their_own(ks: list[int] | None) -> None:
     logits = _peaked(5)
     k, p = _tensors(ks, [0.9, 1.0, 0.3, 1.0, 0.7])
     assert torch.equal(
-        sampling._top_k_top_p_or(_not_to_be_called if ks else _stock)(logits.clone(), k, p),
+        sampling.top_k_top_p_or(_not_to_be_called if ks else _stock)(logits.clone(), k, p),
         _stock(logits, k, p),
     )
 
@@ -71,7 +71,7 @@ def test_nothing_is_limited_where_both_are_off() -> None:
     for ks in (None, [VOCABULARY] * 2):
         k, p = _tensors(ks, [1.0] * 2)
         assert torch.equal(
-            sampling._top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p), logits
+            sampling.top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p), logits
         )
 
 
@@ -92,7 +92,7 @@ def test_left_to_vllm(logits: torch.Tensor, k: Any, p: Any) -> None:
         calls.append(1)
         return _stock(*arguments)
 
-    limited = sampling._top_k_top_p_or(stock)(logits.clone(), k, p)
+    limited = sampling.top_k_top_p_or(stock)(logits.clone(), k, p)
     assert torch.equal(limited, _stock(logits, k, p))
     assert calls
 
@@ -114,7 +114,7 @@ def test_equal_logits(seed: int, k: int, p: float, width: float) -> None:
     logits = (width * torch.randn(2, 2048, generator=generator)).bfloat16().float()
     of_k, of_p = _tensors([k, 2048], [p, p])
     expected = _stock(logits, of_k, of_p)
-    limited = sampling._top_k_top_p_or(_stock)(logits.clone(), of_k, of_p)
+    limited = sampling.top_k_top_p_or(_stock)(logits.clone(), of_k, of_p)
     for ours, stock, whole in zip(limited, expected, logits, strict=True):
         kept, wanted = (row[row > LOWEST].sort(descending=True).values for row in (ours, stock))
         assert abs(len(kept) - len(wanted)) <= 1
@@ -127,7 +127,7 @@ def test_what_is_forbidden_stays_forbidden() -> None:
     logits = torch.full((1, VOCABULARY), LOWEST)
     logits[0, [5, 7, 11]] = torch.tensor([1.0, 3.0, 2.0])
     k, p = _tensors([50], [0.95])
-    limited = sampling._top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p)
+    limited = sampling.top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p)
     assert torch.equal(limited, _stock(logits, k, p))
 
 

@@ -26,7 +26,7 @@ _LEAST_FRACTION = 8
 
 def hook_top_k_top_p() -> None:
     """Raises: HookNotFound."""
-    compat_sampling.replace_top_k_top_p(_top_k_top_p_or)
+    compat_sampling.replace_top_k_top_p(top_k_top_p_or)
 
 
 def hook_penalties() -> None:
@@ -37,7 +37,9 @@ def hook_penalties() -> None:
 # ---------------------------------------------------------------- top-k and top-p
 
 
-def _top_k_top_p_or(stock: _Limit) -> _Limit:
+def top_k_top_p_or(stock: _Limit) -> _Limit:
+    """Ours, which leaves to `stock` what it does no better."""
+
     def apply_top_k_top_p(
         logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None
     ) -> torch.Tensor:
