@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from markdown import NONE, load, number, source, table
+from markdown import NONE, load, number, source, table, times
 
 _NAMES = {
     "vllm": "vLLM, eager",
@@ -109,9 +109,26 @@ def long_context() -> str:
     return table(headings, rows) + "\n\n" + place
 
 
+def sampling() -> str:
+    found = load("sampling")
+    rows = [
+        (
+            row["settings"],
+            str(row["rows"]),
+            number(row["ours"]),
+            number(row["stock"]),
+            times(row["stock"] / row["ours"]),
+        )
+        for row in found["rows"]
+    ]
+    headings = ("sampling, ms a step", "sequences", "ours", "stock vLLM", "faster by")
+    return table(headings, rows) + "\n\n" + source("sampling", found)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "end_to_end": end_to_end,
     "kv_quality": kv_quality,
     "weight_quality": weight_quality,
     "long_context": long_context,
+    "sampling": sampling,
 }

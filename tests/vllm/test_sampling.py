@@ -56,6 +56,25 @@ def test_keeps_what_vllm_keeps(ks: list[int] | None, p: float) -> None:
     assert (limited > LOWEST).sum(-1).min() >= 1
 
 
+def test_rows_of_which_some_are_even() -> None:
+    """Each row takes as many candidates as it needs, in one batch."""
+    logits = _peaked(6)
+    logits[1] /= 2  # some thousand tokens
+    logits[4] /= 1000
+    for ks in (None, [50, VOCABULARY, 3000, VOCABULARY, VOCABULARY, 30000]):
+        k, p = _tensors(ks, [0.9, 0.9, 0.99, 0.5, 0.9, 0.9])
+        calls = []
+
+        def stock(rows: torch.Tensor, *settings: Any, calls: list[int] = calls) -> torch.Tensor:
+            calls.append(len(rows))
+            return _stock(rows, *settings)
+
+        limited = sampling.top_k_top_p_or(stock)(logits.clone(), k, p)
+        assert torch.equal(limited, _stock(logits, k, p))
+        assert len(calls) == 1
+        assert calls[0] < 6
+
+
 @pytest.mark.parametrize("ks", [None, [20, VOCABULARY, VOCABULARY, 5, 1000]])
 def test_rows_with_settings_of_their_own(ks: list[int] | None) -> None:
     logits = _peaked(5)
@@ -70,9 +89,7 @@ def test_nothing_is_limited_where_both_are_off() -> None:
     logits = _peaked(2)
     for ks in (None, [VOCABULARY] * 2):
         k, p = _tensors(ks, [1.0] * 2)
-        assert torch.equal(
-            sampling.top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p), logits
-        )
+        assert torch.equal(sampling.top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p), logits)
 
 
 @pytest.mark.parametrize(

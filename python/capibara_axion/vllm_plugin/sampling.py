@@ -19,7 +19,7 @@ from capibara_axion.vllm_plugin import compat_sampling
 _Limit = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
 _LOWEST = -float("inf")
-_CANDIDATES = (64, 1024)
+_CANDIDATES = (64, 1024, 16384)
 # Selecting more than a fraction of the vocabulary is no faster than sorting it.
 _LEAST_FRACTION = 8
 
@@ -58,50 +58,48 @@ def top_k_top_p_or(stock: _Limit) -> _Limit:
         # vLLM's top-k alone sorts nothing either.
         if p is None or logits.dtype != torch.float32:
             return stock(logits, k, p)
-        unlimited = p >= 1
-        if k is not None:
-            unlimited = unlimited & (k >= logits.shape[1])
-        if not unlimited.any():
-            return logits if _limit(logits, k, p) else stock(logits, k, p)
-        rows = (~unlimited).nonzero().squeeze(1)
-        if rows.numel() > 0:
-            limited = logits[rows]
+        vocabulary = logits.shape[1]
+        is_limited = p < 1 if k is None else (p < 1) | (k < vocabulary)
+        left = is_limited.nonzero().squeeze(1)
+        wanted = torch.zeros_like(left)
+        for count in _CANDIDATES:
+            if count * _LEAST_FRACTION > vocabulary:
+                break
+            rows = left[wanted <= count]
+            if rows.numel() == 0:
+                continue
             of_k = None if k is None else k[rows]
-            if not _limit(limited, of_k, p[rows]):
-                limited = stock(limited, of_k, p[rows])
-            logits[rows] = limited
+            if rows.numel() == logits.shape[0]:
+                found = _limit_to_some_of(count, logits, of_k, p)
+            else:
+                some = logits[rows]
+                found = _limit_to_some_of(count, some, of_k, p[rows])
+                logits[rows] = some
+            wanted[wanted <= count] = found
+            left, wanted = left[wanted > 0], wanted[wanted > 0]
+        if left.numel() > 0:
+            logits[left] = stock(logits[left], None if k is None else k[left], p[left])
         return logits
 
     return apply_top_k_top_p
 
 
-def _limit(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor) -> bool:
-    """Limits all rows, or none and returns False: too many tokens are likely."""
-    least = 0
-    for count in _CANDIDATES:
-        if least <= count <= logits.shape[1] // _LEAST_FRACTION:
-            least = _limit_to_some_of(count, logits, k, p)
-            if least == 0:
-                return True
-    return False
-
-
 def _limit_to_some_of(
     count: int, logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor
-) -> int:
-    """`_limit`, if what remains of each row is among its `count` largest logits.
+) -> torch.Tensor:
+    """Limits the rows of which nothing but some of their `count` largest logits remains.
 
     Returns:
-        0 if it is, else how many of them it takes at least.
+        For each row 0 if that was so, else how many of the largest it takes at least.
     """
+    vocabulary = logits.shape[1]
     largest, tokens = logits.topk(count, dim=-1)
     if k is None:
+        wanted = torch.zeros_like(tokens[:, 0])
         total = logits.logsumexp(-1, keepdim=True)
     else:
-        is_off = k >= logits.shape[1]
-        wanted = int(k.masked_fill(is_off, 1).max())
-        if wanted > count:
-            return wanted
+        is_off = k >= vocabulary
+        wanted = torch.where((k > count) & ~is_off, k, 0).long()
         kth = largest.gather(1, (k.clamp(max=count) - 1).long().unsqueeze(1))
         kth.masked_fill_(is_off.unsqueeze(1), _LOWEST)
         # All that equal the k-th stay, as with vLLM: logits in bf16 often do.
@@ -114,11 +112,18 @@ def _limit_to_some_of(
     is_kept = likelier < p.unsqueeze(1)
     is_kept[:, 0] = True
     # Where the last of these stays, others may have to as well, none of them likelier.
-    if bool((goes_on := is_kept[:, -1] & (largest[:, -1] > _LOWEST)).any()):
-        missing = (p - likelier[:, -1]) / probabilities[:, -1]
-        return count + 1 + int(missing[goes_on].clamp(max=logits.shape[1]).max())
-    logits.fill_(_LOWEST).scatter_(1, tokens, largest.masked_fill_(~is_kept, _LOWEST))
-    return 0
+    goes_on = is_kept[:, -1] & (largest[:, -1] > _LOWEST) & (wanted == 0)
+    missing = ((p - likelier[:, -1]) / probabilities[:, -1]).nan_to_num(0.0).clamp(0, vocabulary)
+    wanted = torch.where(goes_on, count + 1 + missing.long(), wanted)
+
+    largest.masked_fill_(~is_kept, _LOWEST)
+    is_done = wanted == 0
+    if bool(is_done.all()):
+        logits.fill_(_LOWEST).scatter_(1, tokens, largest)
+    else:
+        limited = torch.full_like(logits[is_done], _LOWEST)
+        logits[is_done] = limited.scatter_(1, tokens[is_done], largest[is_done])
+    return wanted
 
 
 # ---------------------------------------------------------------- penalties
