@@ -10,12 +10,15 @@ source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 export PATH=$VENV/bin:$PATH PYTHONPATH=$ROOT/benchmarks
 # In this order: what needs a quiet machine most comes first. Hours are of two cores.
-ALL=(ops linear attention call_overhead attention_memory end_to_end profile_step server long_context
-  quality routing mca aarch64)
+ALL=(ops linear attention call_overhead attention_memory sampling end_to_end profile_step server
+  long_context quality routing mca aarch64)
 
 measure() {
   case $1 in
-    ops) python benchmarks/run.py ;;
+    ops)
+      python benchmarks/run.py --op rms_norm fused_add_rms_norm layer_norm softmax \
+        rope_neox rope_interleaved silu_and_mul gelu_and_mul gelu_tanh_and_mul
+      ;;
     linear)
       python benchmarks/run.py --op linear linear_int8 linear_int4 linear_int4_a16 --threads 1 \
         --output benchmarks/results/linear.json
@@ -24,7 +27,7 @@ measure() {
       python benchmarks/run.py --op attention attention_fp8 kv_cache_append kv_cache_append_fp8 \
         --threads 1 --output benchmarks/results/attention.json
       ;;
-    call_overhead | attention_memory | routing) python "benchmarks/$1.py" ;;
+    call_overhead | attention_memory | sampling | routing) python "benchmarks/$1.py" ;;
     long_context) python benchmarks/long_context.py --stock ;;
     # Of the choices that these have (--help), what the tables show: all of them take hours.
     end_to_end)

@@ -11,7 +11,7 @@ from markdown import count, load, number, table, times
 
 
 def headline() -> str:
-    rows = [*_operators(), *_engines(), *_server(), *_aarch64(), *_quality()]
+    rows = [*_operators(), *_engines(), _sampling(), *_server(), *_aarch64(), *_quality()]
     return table(("", "ours", "beside", "results"), rows)
 
 
@@ -86,6 +86,19 @@ def _engines() -> list[tuple[str, ...]]:
 
 def _speeds(row: dict[str, Any]) -> str:
     return " / ".join(number(row[f"{name}_tokens_per_s"]) for name in ("decode", "prefill"))
+
+
+def _sampling() -> tuple[str, ...]:
+    found = load("sampling")
+    (qwen,) = {row["settings"] for row in found["rows"] if "Qwen" in row["settings"]}
+    rows = [_row(found, settings=qwen, rows=sequences) for sequences in (1, 32)]
+    ours, stock = (" / ".join(number(row[who]) for row in rows) for who in ("ours", "stock"))
+    return (
+        "sampling with Qwen2.5's own settings, 1 / 32 sequences, ms a step",
+        ours,
+        f"{stock} (stock vLLM)",
+        _link("sampling"),
+    )
 
 
 def _server() -> list[tuple[str, ...]]:
