@@ -53,10 +53,8 @@ def main() -> int:
     ]
     result = found | {"unit": "microseconds a call, median", "rows": rows}
     _print(result)
-    whole = selected == list(_selected(_parser().parse_args([])))
-    output = arguments.output or (machine.RESULTS / "ops.json" if whole else None)
-    if output:
-        machine.write(result, output)
+    if arguments.output:
+        machine.write(result, arguments.output)
     return 0
 
 
@@ -74,11 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="compare every contender's result with float64 before it is timed",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="JSON file for the figures (default: results/ops.json, if nothing was left out)",
-    )
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--show", type=Path, help="print the table of such a file, measure nothing")
     return parser
 

@@ -17,7 +17,8 @@ measure() {
   case $1 in
     ops)
       python benchmarks/run.py --op rms_norm fused_add_rms_norm layer_norm softmax \
-        rope_neox rope_interleaved silu_and_mul gelu_and_mul gelu_tanh_and_mul
+        rope_neox rope_interleaved silu_and_mul gelu_and_mul gelu_tanh_and_mul \
+        --output benchmarks/results/ops.json
       ;;
     linear)
       python benchmarks/run.py --op linear linear_int8 linear_int4 linear_int4_a16 --threads 1 \
