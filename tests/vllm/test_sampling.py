@@ -140,6 +140,15 @@ def test_equal_logits(seed: int, k: int, p: float, width: float) -> None:
         assert torch.equal(ours[ours > LOWEST], whole[ours > LOWEST])
 
 
+def test_top_k_of_a_row_without_top_p_keeps_the_least_likely() -> None:
+    logits = _peaked(2)
+    logits[0, :50] = torch.arange(50.0) / 2 + 30  # the least has 1e-11 of the probability
+    k, p = _tensors([50, 5], [1.0, 0.9])
+    limited = sampling.top_k_top_p_or(_not_to_be_called)(logits.clone(), k, p)
+    assert (limited[0] > LOWEST).sum() == 50
+    assert torch.equal(limited, _stock(logits, k, p))
+
+
 def test_what_is_forbidden_stays_forbidden() -> None:
     logits = torch.full((1, VOCABULARY), LOWEST)
     logits[0, [5, 7, 11]] = torch.tensor([1.0, 3.0, 2.0])

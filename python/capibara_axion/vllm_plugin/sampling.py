@@ -109,10 +109,10 @@ def _limit_to_some_of(
         total = allowed.logsumexp(-1, keepdim=True)
     probabilities = (largest - total).exp()
     likelier = probabilities.cumsum(-1) - probabilities
-    is_kept = likelier < p.unsqueeze(1)
+    is_kept = ((likelier < p.unsqueeze(1)) | (p >= 1).unsqueeze(1)) & (largest > _LOWEST)
     is_kept[:, 0] = True
     # Where the last of these stays, others may have to as well, none of them likelier.
-    goes_on = is_kept[:, -1] & (largest[:, -1] > _LOWEST) & (wanted == 0)
+    goes_on = is_kept[:, -1] & (wanted == 0)
     missing = ((p - likelier[:, -1]) / probabilities[:, -1]).nan_to_num(0.0).clamp(0, vocabulary)
     wanted = torch.where(goes_on, count + 1 + missing.long(), wanted)
 
