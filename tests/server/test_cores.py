@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capibara_axion.server.cores import CoreLeases, Holder
@@ -60,6 +60,23 @@ holders = st.lists(
 )
 
 
+# At the end "c" is on the core that is leased to "a", and "a" on that of "c".
+_EXCHANGE = [
+    ([Holder("b"), Holder("a"), Holder("e", least=3), Holder("d", most=4, loading=True)], False),
+    ([Holder("b", most=2), Holder("e", most=2)], True),
+    (
+        [
+            Holder("a", most=2),
+            Holder("c", most=1),
+            Holder("e", most=2),
+            Holder("d", most=1, loading=True),
+        ],
+        True,
+    ),
+]
+
+
+@example(2, _EXCHANGE)
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 9), st.lists(st.tuples(holders, st.booleans()), max_size=8))
 def test_whatever_comes_leases_are_disjoint_and_settle(

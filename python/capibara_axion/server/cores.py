@@ -102,13 +102,21 @@ class CoreLeases:
 
     def requests(self, now: float) -> list[tuple[str, tuple[int, ...]]]:
         """The workers that must be told of new cores now, each with its cores."""
+        asks = self._asks(now)
+        if not asks and not any(worker.asked for worker in self._workers.values()):
+            # Nobody has anything to give back before it gets what another one is on: they exchange.
+            asks = self._asks(now, exchange=True)
+        return asks
+
+    def _asks(self, now: float, exchange: bool = False) -> list[tuple[str, tuple[int, ...]]]:
         asks = []
         for name, lease in self._leases.items():
             worker = self._workers.get(name)
             if worker is None or worker.asked is not None or worker.applied == lease.target:
                 continue
             cores = lease.target
-            if not (cores <= worker.applied or self._free(name) or self._overdue(lease, now)):
+            may_take = exchange or self._free(name) or self._overdue(lease, now)
+            if not (cores <= worker.applied or may_take):
                 # Others wait for what it has to give back: that it can do already.
                 cores &= worker.applied
             if cores and cores != worker.applied:
