@@ -50,6 +50,20 @@ def test_an_operator_loads_and_unloads(page: Page) -> None:
         expect(events.filter(has_text="qwen_coder").filter(has_text=text)).to_have_count(1)
 
 
+def test_a_new_connection_keeps_what_a_card_says(page: Page) -> None:
+    button = card(page, "qwen_coder").get_by_role("button")
+    fault = card(page, "qwen_coder").locator(".fault")
+    button.click()
+    expect(fault).to_contain_text("the admin key is needed")
+    was = button.element_handle()
+    assert was is not None
+    with page.expect_response("**/v1/models"):
+        give_key(page, "Admin key", "wrong")
+    expect(page.locator("#connection")).to_have_text("connected")
+    expect(fault).to_contain_text("the admin key is needed")
+    assert was.evaluate("node => node.isConnected")
+
+
 def test_work_is_seen_at_the_experts(page: Page) -> None:
     expect(card(page, "phi4_fast").get_by_text("pinned")).to_be_visible()
     expect(card(page, "mistral_balanced").get_by_text("pinned")).to_be_hidden()

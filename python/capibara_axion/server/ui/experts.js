@@ -17,9 +17,17 @@ export class Experts {
     this.#refused = refused;
   }
 
+  /** Keeps cards as they are, with what they say and the focus, as after a new connection. */
   setModels(models) {
-    this.#cards = new Map(models.map((model) => [model.id, new Card(model, this.#refused)]));
-    byId("experts").replaceChildren(...Array.from(this.#cards.values(), (card) => card.item));
+    const cards = models.map((model) => {
+      const card = this.#cards.get(model.id);
+      return card?.about === aboutOf(model) ? card : new Card(model, this.#refused);
+    });
+    const list = byId("experts");
+    const items = cards.map((card) => card.item);
+    this.#cards = new Map(cards.map((card) => [card.name, card]));
+    const isShown = (item, at) => list.children[at] === item;
+    if (items.length !== list.children.length || !items.every(isShown)) list.replaceChildren(...items);
   }
 
   /** Whether there is a card for each of them. */
@@ -42,17 +50,17 @@ class Card {
     ["Memory", "Running", "Waiting", "Tokens/s", "Last load"].map((name) => [name, figure(name)]),
   );
 
-  constructor({ id, domain, description }, refused) {
-    this.name = id;
-    const about = [domain, description].filter(Boolean).join(" · ");
+  constructor(model, refused) {
+    this.name = model.id;
+    this.about = aboutOf(model);
     const badges = [this.#state, this.#pinned, this.#warm];
     const boxes = Array.from(this.#figures.values(), ({ box }) => box);
     this.item = element(
       "li",
       { className: "expert" },
-      element("h3", {}, ...breakable(id)),
+      element("h3", {}, ...breakable(this.name)),
       this.#button,
-      element("p", { className: "about", title: about }, ...badges, about),
+      element("p", { className: "about", title: this.about }, ...badges, this.about),
       element("dl", {}, ...boxes),
       this.#fault,
     );
@@ -101,6 +109,10 @@ class Card {
       refused(failure);
     }
   }
+}
+
+function aboutOf({ domain, description }) {
+  return [domain, description].filter(Boolean).join(" · ");
 }
 
 /** A name that may be broken behind its underscores. */
