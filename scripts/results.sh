@@ -12,13 +12,13 @@ export PATH=$VENV/bin:$PATH PYTHONPATH=$ROOT/benchmarks
 # In this order: what needs a quiet machine most comes first. Hours are of two cores.
 ALL=(ops linear attention call_overhead attention_memory sampling end_to_end profile_step server
   long_context quality routing mca aarch64)
+ELEMENTWISE=(rms_norm fused_add_rms_norm layer_norm softmax rope_neox rope_interleaved
+  silu_and_mul gelu_and_mul gelu_tanh_and_mul)
 
 measure() {
   case $1 in
     ops)
-      python benchmarks/run.py --op rms_norm fused_add_rms_norm layer_norm softmax \
-        rope_neox rope_interleaved silu_and_mul gelu_and_mul gelu_tanh_and_mul \
-        --output benchmarks/results/ops.json
+      python benchmarks/run.py --op "${ELEMENTWISE[@]}" --output benchmarks/results/ops.json
       ;;
     linear)
       python benchmarks/run.py --op linear linear_int8 linear_int4 linear_int4_a16 --threads 1 \
@@ -54,7 +54,8 @@ measure() {
       scripts/aarch64/prepare.sh && scripts/wheel.sh aarch64 && python benchmarks/aarch64/mca.py
       ;;
     aarch64) # under an emulator: hours
-      scripts/aarch64/bench.sh &&
+      scripts/aarch64/bench.sh --op "${ELEMENTWISE[@]}" \
+        --output benchmarks/results/aarch64.json &&
         scripts/aarch64/bench.sh --op linear linear_int8 linear_int4 linear_int4_a16 \
           --output benchmarks/results/aarch64_linear.json &&
         scripts/aarch64/bench.sh --op attention attention_fp8 \
