@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times every operator against its peers and prints one table; the figures go to a JSON file.
+"""Times every operator against its peers and prints one table; with --output into a JSON file too.
 
     python benchmarks/run.py [--quick] [--op rms_norm ...] [--tokens 128 ...] [--show FILE]
 
