@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=("f32", "bf16"), default=("f32", "bf16"))
     shapes = list(dict.fromkeys(map(shape_of, CASES)))
     parser.add_argument("--shape", nargs="+", choices=shapes, default=shapes)
-    parser.add_argument("--output", type=Path, help="default: results/aarch64.json, if complete")
+    parser.add_argument("--output", type=Path, help="JSON file for the counts")
     parser.add_argument("--show", type=Path, help="print the table of such a file, count nothing")
     arguments = parser.parse_args()
     if arguments.show:
@@ -275,11 +275,8 @@ def main() -> int:
     ]
     result = measure(selected)
     print_table(result)
-    output = arguments.output
-    if output is None and len(selected) == len(CASES):
-        output = machine.RESULTS / "aarch64.json"
-    if output:
-        machine.write(result, output)
+    if arguments.output:
+        machine.write(result, arguments.output)
     return 0
 
 
